@@ -1,0 +1,1 @@
+"""Tocsin: a Linux security sensor whose detection content cannot hurt the host."""

@@ -1,0 +1,148 @@
+"""Settings: read once, into one frozen tree; a process gets the part that it needs.
+
+A setting comes from the command line, else from a TOML file, else from the
+embedded default. An unknown key or a value out of its range is a ConfigError.
+"""
+
+import json
+import os
+import pwd
+import tomllib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from tocsin.errors import ConfigError
+
+# Users of their own where the package has made none: numbers from the end of
+# systemd's range for dynamic users, which no distribution hands out otherwise.
+FALLBACK_UID: Final = {"tocsin-evaluator": 65490, "tocsin-courier": 65491}
+
+
+@dataclass(frozen=True, slots=True)
+class SensorConfig:
+    """Where events come from."""
+
+    source: str = "auto"
+    """auto, core or replay."""
+    ring_bytes: int = 16 << 20
+    """Size of the kernel's ring buffer; a power of two."""
+    drain_interval_ms: int = 15
+    """How often the ring is drained."""
+    batch_bytes: int = 192 << 10
+    """A batch is closed when it is larger."""
+    replay_file: str = ""
+    """Recorded batches to show in place of live ones; empty: the packaged recording."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatorConfig:
+    """Limits of the process that holds the content."""
+
+    memory_bytes: int = 1 << 30
+    """RLIMIT_AS."""
+    hang_timeout_s: float = 5.0
+    """Killed when it makes no progress for so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class CourierConfig:
+    """The process that talks gRPC."""
+
+    max_subscribers: int = 64
+    subscriber_buffer_bytes: int = 32 << 20
+    reader_group: str = "tocsin"
+    """Members of this group may read; root and the agent's own user may do everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything."""
+
+    runtime_dir: str = "/run/tocsin"
+    """Sockets and the lock; tmpfs."""
+    state_dir: str = "/var/lib/tocsin"
+    """The active release."""
+    release: str = ""
+    """Release to start with; empty: the stored active one, else the packaged starter release."""
+    sensor: SensorConfig = field(default_factory=SensorConfig)
+    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    courier: CourierConfig = field(default_factory=CourierConfig)
+
+    @property
+    def socket_path(self) -> Path:
+        """The gRPC socket."""
+        return Path(self.runtime_dir) / "tocsin.sock"
+
+    def to_json(self) -> str:
+        """For the command line of a child process."""
+        return json.dumps(asdict(self))
+
+
+def from_mapping(values: dict[str, Any], where: str) -> Config:
+    """A Config from parsed TOML or JSON. Raises ConfigError naming `where` and the key."""
+    parts = {"sensor": SensorConfig, "evaluator": EvaluatorConfig, "courier": CourierConfig}
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in parts:
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}: [{key}] is a table, got {type(value).__name__}")
+            arguments[key] = parts[key](**_checked(parts[key], value, f"{where}: {key}."))
+        else:
+            arguments |= _checked(Config, {key: value}, f"{where}: ")
+    config = Config(**arguments)
+    _check_ranges(config, where)
+    return config
+
+
+def _checked(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
+    kinds = {f.name: f.type for f in fields(cls)}
+    for key, value in values.items():
+        if key not in kinds:
+            raise ConfigError(f"{where}{key} is no setting; known: {', '.join(sorted(kinds))}")
+        expected = {"str": str, "int": int, "float": (int, float)}.get(_type_name(kinds[key]))
+        if expected is None or isinstance(value, bool) or not isinstance(value, expected):
+            raise ConfigError(f"{where}{key}: got {value!r}, expected {_type_name(kinds[key])}")
+    return values
+
+
+def _type_name(kind: object) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def _check_ranges(config: Config, where: str) -> None:
+    ring = config.sensor.ring_bytes
+    if ring < 4096 or ring & (ring - 1) or ring > 1 << 30:
+        raise ConfigError(f"{where}: sensor.ring_bytes: got {ring}, expected a power of two, 4096 to 1 GiB")
+    if not 1 <= config.sensor.drain_interval_ms <= 1000:
+        raise ConfigError(f"{where}: sensor.drain_interval_ms: got {config.sensor.drain_interval_ms}, expected 1 to 1000")
+    if not 4096 <= config.sensor.batch_bytes <= 512 << 10:
+        raise ConfigError(f"{where}: sensor.batch_bytes: got {config.sensor.batch_bytes}, expected 4096 to 524288")
+    if config.sensor.source not in ("auto", "core", "replay"):
+        raise ConfigError(f"{where}: sensor.source: got {config.sensor.source!r}, expected auto, core or replay")
+
+
+def load(path: Path) -> Config:
+    """Reads a TOML file. Raises ConfigError."""
+    try:
+        return from_mapping(tomllib.loads(path.read_text()), str(path))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}; mend the file or leave --config out") from error
+
+
+def from_json(text: str) -> Config:
+    """The inverse of Config.to_json."""
+    return from_mapping(json.loads(text), "child's arguments")
+
+
+def process_uid(user: str) -> int:
+    """Uid of one of the agent's own users; a fixed number where the package has not made the user.
+
+    Not root: the caller's own uid, since it could not change to another.
+    """
+    if os.geteuid() != 0:
+        return os.getuid()
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return FALLBACK_UID[user]

@@ -55,15 +55,23 @@ class _OperatorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Operator.Val
     OPERATOR_GREATER_EQUAL: _Operator.ValueType  # 12
     """The value is a number not less than `number`."""
     OPERATOR_NULL: _Operator.ValueType  # 13
-    """The field is absent or its value is empty (Sigma null)."""
+    """The field is absent or each of its values is empty (Sigma null)."""
     OPERATOR_EXISTS: _Operator.ValueType  # 14
-    """The field is present: (Sigma exists: true)."""
+    """The field has a value (Sigma exists: true)."""
     OPERATOR_FIELD_EQUALS: _Operator.ValueType  # 15
-    """The value equals that of the field `other_field`."""
+    """The value equals a value of the field `other_field`."""
+    OPERATOR_FIELD_CONTAINS: _Operator.ValueType  # 16
+    """The value holds a value of the field `other_field`."""
+    OPERATOR_FIELD_STARTSWITH: _Operator.ValueType  # 17
+    """The value begins with a value of the field `other_field`."""
+    OPERATOR_FIELD_ENDSWITH: _Operator.ValueType  # 18
+    """The value ends with a value of the field `other_field`."""
 
 class Operator(_Operator, metaclass=_OperatorEnumTypeWrapper):
     """How a field is compared. Text comparison is on bytes; "case-insensitive"
-    folds the ASCII letters and nothing else.
+    folds the ASCII letters and nothing else. A field that has several values
+    satisfies a comparison when one of them does. A field without a value
+    satisfies none but OPERATOR_NULL.
     """
 
 OPERATOR_UNSPECIFIED: Operator.ValueType  # 0
@@ -93,11 +101,17 @@ OPERATOR_GREATER: Operator.ValueType  # 11
 OPERATOR_GREATER_EQUAL: Operator.ValueType  # 12
 """The value is a number not less than `number`."""
 OPERATOR_NULL: Operator.ValueType  # 13
-"""The field is absent or its value is empty (Sigma null)."""
+"""The field is absent or each of its values is empty (Sigma null)."""
 OPERATOR_EXISTS: Operator.ValueType  # 14
-"""The field is present: (Sigma exists: true)."""
+"""The field has a value (Sigma exists: true)."""
 OPERATOR_FIELD_EQUALS: Operator.ValueType  # 15
-"""The value equals that of the field `other_field`."""
+"""The value equals a value of the field `other_field`."""
+OPERATOR_FIELD_CONTAINS: Operator.ValueType  # 16
+"""The value holds a value of the field `other_field`."""
+OPERATOR_FIELD_STARTSWITH: Operator.ValueType  # 17
+"""The value begins with a value of the field `other_field`."""
+OPERATOR_FIELD_ENDSWITH: Operator.ValueType  # 18
+"""The value ends with a value of the field `other_field`."""
 Global___Operator: _TypeAlias = Operator  # noqa: Y015
 
 @_typing.final
@@ -152,11 +166,13 @@ class Predicate(_message.Message):
     text: _builtins.bytes
     """What it is compared with, for the operators on text."""
     number: _builtins.str
-    """What it is compared with, for the operators on numbers. Decimal."""
+    """What it is compared with, for the operators on numbers: decimal digits,
+    an optional minus in front, an optional fraction; no leading zeros.
+    """
     case_sensitive: _builtins.bool
     """Upper and lower case differ."""
     other_field: _builtins.int
-    """Index into CompiledRelease.fields, for OPERATOR_FIELD_EQUALS."""
+    """Index into CompiledRelease.fields, for the operators that name a field."""
     @_builtins.property
     def wildcard(self) -> _containers.RepeatedCompositeFieldContainer[Global___WildcardPiece]:
         """The pattern, for OPERATOR_WILDCARD."""

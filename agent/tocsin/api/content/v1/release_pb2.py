@@ -25,39 +25,39 @@ _sym_db = _symbol_database.Default()
 from tocsin.api.event.v1 import batch_pb2 as tocsin_dot_api_dot_event_dot_v1_dot_batch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tocsin/api/content/v1/release.proto\x12\x15tocsin.api.content.v1\x1a\x1ftocsin/api/event/v1/batch.proto\"I\n\rWildcardPiece\x12\x11\n\x07literal\x18\x01 \x01(\x0cH\x00\x12\r\n\x03\x61ny\x18\x02 \x01(\x08H\x00\x12\r\n\x03one\x18\x03 \x01(\x08H\x00\x42\x07\n\x05piece\"\xd0\x01\n\tPredicate\x12\r\n\x05\x66ield\x18\x01 \x01(\r\x12\x31\n\x08operator\x18\x02 \x01(\x0e\x32\x1f.tocsin.api.content.v1.Operator\x12\x0c\n\x04text\x18\x03 \x01(\x0c\x12\x0e\n\x06number\x18\x04 \x01(\t\x12\x36\n\x08wildcard\x18\x05 \x03(\x0b\x32$.tocsin.api.content.v1.WildcardPiece\x12\x16\n\x0e\x63\x61se_sensitive\x18\x06 \x01(\x08\x12\x13\n\x0bother_field\x18\x07 \x01(\r\"\xe9\x01\n\nExpression\x12\x35\n\tpredicate\x18\x01 \x01(\x0b\x32 .tocsin.api.content.v1.PredicateH\x00\x12\x34\n\x03\x61ll\x18\x02 \x01(\x0b\x32%.tocsin.api.content.v1.ExpressionListH\x00\x12\x34\n\x03\x61ny\x18\x03 \x01(\x0b\x32%.tocsin.api.content.v1.ExpressionListH\x00\x12\x30\n\x03not\x18\x04 \x01(\x0b\x32!.tocsin.api.content.v1.ExpressionH\x00\x42\x06\n\x04\x66orm\"B\n\x0e\x45xpressionList\x12\x30\n\x05parts\x18\x01 \x03(\x0b\x32!.tocsin.api.content.v1.Expression\"?\n\tLogSource\x12\x10\n\x08\x63\x61tegory\x18\x01 \x01(\t\x12\x0f\n\x07product\x18\x02 \x01(\t\x12\x0f\n\x07service\x18\x03 \x01(\t\"\xe4\x01\n\x04Rule\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\x12)\n\x05level\x18\x04 \x01(\x0e\x32\x1a.tocsin.api.event.v1.Level\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12\x34\n\nlog_source\x18\x06 \x01(\x0b\x32 .tocsin.api.content.v1.LogSource\x12\x34\n\tcondition\x18\x07 \x01(\x0b\x32!.tocsin.api.content.v1.Expression\x12\x0c\n\x04\x66ile\x18\x08 \x01(\t\"8\n\nNamedValue\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x08\n\x06_value\"\x83\x01\n\nNamedEvent\x12\x34\n\nlog_source\x18\x01 \x01(\x0b\x32 .tocsin.api.content.v1.LogSource\x12\x31\n\x06values\x18\x02 \x03(\x0b\x32!.tocsin.api.content.v1.NamedValue\x12\x0c\n\x04line\x18\x03 \x01(\x04\"o\n\x06Sample\x12\x0f\n\x07rule_id\x18\x01 \x01(\t\x12\x12\n\nmust_match\x18\x02 \x01(\x08\x12\x30\n\x05\x65vent\x18\x03 \x01(\x0b\x32!.tocsin.api.content.v1.NamedEvent\x12\x0e\n\x06origin\x18\x04 \x01(\t\"\xb2\x01\n\x0f\x43ompiledRelease\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x15\n\rschema_digest\x18\x02 \x01(\x0c\x12\x0e\n\x06\x66ields\x18\x03 \x03(\t\x12*\n\x05rules\x18\x04 \x03(\x0b\x32\x1b.tocsin.api.content.v1.Rule\x12.\n\x07samples\x18\x05 \x03(\x0b\x32\x1d.tocsin.api.content.v1.Sample\x12\x0c\n\x04name\x18\x06 \x01(\t\"D\n\x0fNamedEventBatch\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.tocsin.api.content.v1.NamedEvent\"?\n\nNamedMatch\x12\x0c\n\x04line\x18\x01 \x01(\x04\x12\x0f\n\x07rule_id\x18\x02 \x01(\t\x12\x12\n\nrule_title\x18\x03 \x01(\t\"B\n\x0cNamedMatches\x12\x32\n\x07matches\x18\x01 \x03(\x0b\x32!.tocsin.api.content.v1.NamedMatch*\xd4\x03\n\x08Operator\x12\x18\n\x14OPERATOR_UNSPECIFIED\x10\x00\x12\x13\n\x0fOPERATOR_EQUALS\x10\x01\x12\x15\n\x11OPERATOR_CONTAINS\x10\x02\x12\x17\n\x13OPERATOR_STARTSWITH\x10\x03\x12\x15\n\x11OPERATOR_ENDSWITH\x10\x04\x12\x15\n\x11OPERATOR_WILDCARD\x10\x05\x12\x12\n\x0eOPERATOR_REGEX\x10\x06\x12\x11\n\rOPERATOR_CIDR\x10\x07\x12\x1a\n\x16OPERATOR_NUMBER_EQUALS\x10\x08\x12\x11\n\rOPERATOR_LESS\x10\t\x12\x17\n\x13OPERATOR_LESS_EQUAL\x10\n\x12\x14\n\x10OPERATOR_GREATER\x10\x0b\x12\x1a\n\x16OPERATOR_GREATER_EQUAL\x10\x0c\x12\x11\n\rOPERATOR_NULL\x10\r\x12\x13\n\x0fOPERATOR_EXISTS\x10\x0e\x12\x19\n\x15OPERATOR_FIELD_EQUALS\x10\x0f\x12\x1b\n\x17OPERATOR_FIELD_CONTAINS\x10\x10\x12\x1d\n\x19OPERATOR_FIELD_STARTSWITH\x10\x11\x12\x1b\n\x17OPERATOR_FIELD_ENDSWITH\x10\x12\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tocsin/api/content/v1/release.proto\x12\x15tocsin.api.content.v1\x1a\x1ftocsin/api/event/v1/batch.proto\"I\n\rWildcardPiece\x12\x11\n\x07literal\x18\x01 \x01(\x0cH\x00\x12\r\n\x03\x61ny\x18\x02 \x01(\x08H\x00\x12\r\n\x03one\x18\x03 \x01(\x08H\x00\x42\x07\n\x05piece\"\xd0\x01\n\tPredicate\x12\r\n\x05\x66ield\x18\x01 \x01(\r\x12\x31\n\x08operator\x18\x02 \x01(\x0e\x32\x1f.tocsin.api.content.v1.Operator\x12\x0c\n\x04text\x18\x03 \x01(\x0c\x12\x0e\n\x06number\x18\x04 \x01(\t\x12\x36\n\x08wildcard\x18\x05 \x03(\x0b\x32$.tocsin.api.content.v1.WildcardPiece\x12\x16\n\x0e\x63\x61se_sensitive\x18\x06 \x01(\x08\x12\x13\n\x0bother_field\x18\x07 \x01(\r\"\xed\x01\n\nExpression\x12\x35\n\tpredicate\x18\x01 \x01(\x0b\x32 .tocsin.api.content.v1.PredicateH\x00\x12\x34\n\x03\x61ll\x18\x02 \x01(\x0b\x32%.tocsin.api.content.v1.ExpressionListH\x00\x12\x34\n\x03\x61ny\x18\x03 \x01(\x0b\x32%.tocsin.api.content.v1.ExpressionListH\x00\x12\x34\n\x07negated\x18\x04 \x01(\x0b\x32!.tocsin.api.content.v1.ExpressionH\x00\x42\x06\n\x04\x66orm\"B\n\x0e\x45xpressionList\x12\x30\n\x05parts\x18\x01 \x03(\x0b\x32!.tocsin.api.content.v1.Expression\"?\n\tLogSource\x12\x10\n\x08\x63\x61tegory\x18\x01 \x01(\t\x12\x0f\n\x07product\x18\x02 \x01(\t\x12\x0f\n\x07service\x18\x03 \x01(\t\"\xe4\x01\n\x04Rule\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\x12)\n\x05level\x18\x04 \x01(\x0e\x32\x1a.tocsin.api.event.v1.Level\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12\x34\n\nlog_source\x18\x06 \x01(\x0b\x32 .tocsin.api.content.v1.LogSource\x12\x34\n\tcondition\x18\x07 \x01(\x0b\x32!.tocsin.api.content.v1.Expression\x12\x0c\n\x04\x66ile\x18\x08 \x01(\t\"8\n\nNamedValue\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x08\n\x06_value\"\x83\x01\n\nNamedEvent\x12\x34\n\nlog_source\x18\x01 \x01(\x0b\x32 .tocsin.api.content.v1.LogSource\x12\x31\n\x06values\x18\x02 \x03(\x0b\x32!.tocsin.api.content.v1.NamedValue\x12\x0c\n\x04line\x18\x03 \x01(\x04\"o\n\x06Sample\x12\x0f\n\x07rule_id\x18\x01 \x01(\t\x12\x12\n\nmust_match\x18\x02 \x01(\x08\x12\x30\n\x05\x65vent\x18\x03 \x01(\x0b\x32!.tocsin.api.content.v1.NamedEvent\x12\x0e\n\x06origin\x18\x04 \x01(\t\"\xb2\x01\n\x0f\x43ompiledRelease\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x15\n\rschema_digest\x18\x02 \x01(\x0c\x12\x0e\n\x06\x66ields\x18\x03 \x03(\t\x12*\n\x05rules\x18\x04 \x03(\x0b\x32\x1b.tocsin.api.content.v1.Rule\x12.\n\x07samples\x18\x05 \x03(\x0b\x32\x1d.tocsin.api.content.v1.Sample\x12\x0c\n\x04name\x18\x06 \x01(\t\"D\n\x0fNamedEventBatch\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.tocsin.api.content.v1.NamedEvent\"?\n\nNamedMatch\x12\x0c\n\x04line\x18\x01 \x01(\x04\x12\x0f\n\x07rule_id\x18\x02 \x01(\t\x12\x12\n\nrule_title\x18\x03 \x01(\t\"B\n\x0cNamedMatches\x12\x32\n\x07matches\x18\x01 \x03(\x0b\x32!.tocsin.api.content.v1.NamedMatch*\xd4\x03\n\x08Operator\x12\x18\n\x14OPERATOR_UNSPECIFIED\x10\x00\x12\x13\n\x0fOPERATOR_EQUALS\x10\x01\x12\x15\n\x11OPERATOR_CONTAINS\x10\x02\x12\x17\n\x13OPERATOR_STARTSWITH\x10\x03\x12\x15\n\x11OPERATOR_ENDSWITH\x10\x04\x12\x15\n\x11OPERATOR_WILDCARD\x10\x05\x12\x12\n\x0eOPERATOR_REGEX\x10\x06\x12\x11\n\rOPERATOR_CIDR\x10\x07\x12\x1a\n\x16OPERATOR_NUMBER_EQUALS\x10\x08\x12\x11\n\rOPERATOR_LESS\x10\t\x12\x17\n\x13OPERATOR_LESS_EQUAL\x10\n\x12\x14\n\x10OPERATOR_GREATER\x10\x0b\x12\x1a\n\x16OPERATOR_GREATER_EQUAL\x10\x0c\x12\x11\n\rOPERATOR_NULL\x10\r\x12\x13\n\x0fOPERATOR_EXISTS\x10\x0e\x12\x19\n\x15OPERATOR_FIELD_EQUALS\x10\x0f\x12\x1b\n\x17OPERATOR_FIELD_CONTAINS\x10\x10\x12\x1d\n\x19OPERATOR_FIELD_STARTSWITH\x10\x11\x12\x1b\n\x17OPERATOR_FIELD_ENDSWITH\x10\x12\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tocsin.api.content.v1.release_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATOR']._serialized_start=1671
-  _globals['_OPERATOR']._serialized_end=2139
+  _globals['_OPERATOR']._serialized_start=1675
+  _globals['_OPERATOR']._serialized_end=2143
   _globals['_WILDCARDPIECE']._serialized_start=95
   _globals['_WILDCARDPIECE']._serialized_end=168
   _globals['_PREDICATE']._serialized_start=171
   _globals['_PREDICATE']._serialized_end=379
   _globals['_EXPRESSION']._serialized_start=382
-  _globals['_EXPRESSION']._serialized_end=615
-  _globals['_EXPRESSIONLIST']._serialized_start=617
-  _globals['_EXPRESSIONLIST']._serialized_end=683
-  _globals['_LOGSOURCE']._serialized_start=685
-  _globals['_LOGSOURCE']._serialized_end=748
-  _globals['_RULE']._serialized_start=751
-  _globals['_RULE']._serialized_end=979
-  _globals['_NAMEDVALUE']._serialized_start=981
-  _globals['_NAMEDVALUE']._serialized_end=1037
-  _globals['_NAMEDEVENT']._serialized_start=1040
-  _globals['_NAMEDEVENT']._serialized_end=1171
-  _globals['_SAMPLE']._serialized_start=1173
-  _globals['_SAMPLE']._serialized_end=1284
-  _globals['_COMPILEDRELEASE']._serialized_start=1287
-  _globals['_COMPILEDRELEASE']._serialized_end=1465
-  _globals['_NAMEDEVENTBATCH']._serialized_start=1467
-  _globals['_NAMEDEVENTBATCH']._serialized_end=1535
-  _globals['_NAMEDMATCH']._serialized_start=1537
-  _globals['_NAMEDMATCH']._serialized_end=1600
-  _globals['_NAMEDMATCHES']._serialized_start=1602
-  _globals['_NAMEDMATCHES']._serialized_end=1668
+  _globals['_EXPRESSION']._serialized_end=619
+  _globals['_EXPRESSIONLIST']._serialized_start=621
+  _globals['_EXPRESSIONLIST']._serialized_end=687
+  _globals['_LOGSOURCE']._serialized_start=689
+  _globals['_LOGSOURCE']._serialized_end=752
+  _globals['_RULE']._serialized_start=755
+  _globals['_RULE']._serialized_end=983
+  _globals['_NAMEDVALUE']._serialized_start=985
+  _globals['_NAMEDVALUE']._serialized_end=1041
+  _globals['_NAMEDEVENT']._serialized_start=1044
+  _globals['_NAMEDEVENT']._serialized_end=1175
+  _globals['_SAMPLE']._serialized_start=1177
+  _globals['_SAMPLE']._serialized_end=1288
+  _globals['_COMPILEDRELEASE']._serialized_start=1291
+  _globals['_COMPILEDRELEASE']._serialized_end=1469
+  _globals['_NAMEDEVENTBATCH']._serialized_start=1471
+  _globals['_NAMEDEVENTBATCH']._serialized_end=1539
+  _globals['_NAMEDMATCH']._serialized_start=1541
+  _globals['_NAMEDMATCH']._serialized_end=1604
+  _globals['_NAMEDMATCHES']._serialized_start=1606
+  _globals['_NAMEDMATCHES']._serialized_end=1672
 # @@protoc_insertion_point(module_scope)

@@ -124,7 +124,7 @@ class WildcardPiece(_message.Message):
     ANY_FIELD_NUMBER: _builtins.int
     ONE_FIELD_NUMBER: _builtins.int
     literal: _builtins.bytes
-    """These bytes."""
+    """These bytes: valid UTF-8, never empty."""
     any: _builtins.bool
     """Any number of bytes, also none (Sigma *). Always true."""
     one: _builtins.bool
@@ -205,7 +205,7 @@ class Expression(_message.Message):
     PREDICATE_FIELD_NUMBER: _builtins.int
     ALL_FIELD_NUMBER: _builtins.int
     ANY_FIELD_NUMBER: _builtins.int
-    NOT_FIELD_NUMBER: _builtins.int
+    NEGATED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def predicate(self) -> Global___Predicate:
         """A comparison."""
@@ -218,18 +218,23 @@ class Expression(_message.Message):
     def any(self) -> Global___ExpressionList:
         """True when one part is true. Never empty."""
 
+    @_builtins.property
+    def negated(self) -> Global___Expression:
+        """True when the part is false."""
+
     def __init__(
         self,
         *,
         predicate: Global___Predicate | None = ...,
         all: Global___ExpressionList | None = ...,
         any: Global___ExpressionList | None = ...,
+        negated: Global___Expression | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "any", b"any", "form", b"form", "not", b"not", "predicate", b"predicate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "any", b"any", "form", b"form", "negated", b"negated", "predicate", b"predicate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "any", b"any", "form", b"form", "not", b"not", "predicate", b"predicate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "any", b"any", "form", b"form", "negated", b"negated", "predicate", b"predicate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["predicate", "all", "any", "not"]  # noqa: Y015
+    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["predicate", "all", "any", "negated"]  # noqa: Y015
     _WhichOneofArgType_form: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
 

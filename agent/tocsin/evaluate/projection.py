@@ -1,0 +1,105 @@
+"""A batch as scan buffer: project.c called with the fields that a release uses.
+
+The buffer is reused: what `project` gives is valid until the next call.
+"""
+
+import ctypes
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from tocsin import native
+from tocsin.api.event.v1 import event_pb2
+from tocsin.errors import WireError
+from tocsin.evaluate import semantics
+from tocsin.records.framing import Index
+
+FIRST_BUFFER_BYTES: Final = 256 << 10
+BODIES: Final = sum(1 << f.number for f in event_pb2.Event.DESCRIPTOR.oneofs_by_name["body"].fields)
+
+
+class Row(ctypes.Structure):
+    """struct row."""
+
+    _fields_ = (
+        ("message", ctypes.c_uint8),
+        ("leaf", ctypes.c_uint8),
+        ("wire", ctypes.c_uint8),
+        ("presentation", ctypes.c_uint8),
+        ("number", ctypes.c_uint16),
+        ("event_type", ctypes.c_uint16),
+    )
+
+
+class User(ctypes.Structure):
+    """struct user."""
+
+    _fields_ = (("uid", ctypes.c_uint32), ("offset", ctypes.c_uint32), ("size", ctypes.c_uint32))
+
+
+class Users(ctypes.Structure):
+    """struct users."""
+
+    _fields_ = (("entries", ctypes.POINTER(User)), ("count", ctypes.c_size_t), ("names", ctypes.c_char_p))
+
+
+class Projection:
+    """Projects batches for one release. Not thread-safe."""
+
+    def __init__(self, fields: Sequence[str], event_types: Sequence[int], *, every_field: bool) -> None:
+        """`fields` count from 1; `every_field`: also those that the release does not name (keywords)."""
+        numbers = {name: number for number, name in enumerate(fields, 1)}
+        rows = [
+            Row(*field.path, field.wire, field.presentation, numbers.get(name, 0), event_type)
+            for event_type in event_types
+            for name, field in semantics.EVENT_FIELDS[event_type].items()
+            if every_field or name in numbers
+        ]
+        self._rows = (Row * len(rows))(*rows)
+        self._wanted = bytes(event_type in event_types for event_type in range(256))
+        self._buffer = bytearray(FIRST_BUFFER_BYTES)
+        self._function = native.library().tocsin_project
+        self._function.restype = ctypes.c_int64
+        self.set_users({})
+
+    def set_users(self, users: Mapping[int, bytes]) -> None:
+        """Names for the fields that show a user."""
+        ordered = sorted((uid, name) for uid, name in users.items() if 0 <= uid < 1 << 32 and name)
+        entries, names = (User * len(ordered))(), b""
+        for entry, (uid, name) in zip(entries, ordered, strict=True):
+            entry.uid, entry.offset, entry.size = uid, len(names), len(name)
+            names += name
+        self._users = Users(entries, len(ordered), names)
+
+    def project(self, index: Index) -> tuple[memoryview, "array[int]"]:
+        """The scan buffer, and for each event the offset behind its last byte. Raises WireError."""
+        ends = array("I", bytes(4 * len(index)))
+        size = -2
+        while size == -2:
+            size = self._call(index, ends)
+            if size == -2:
+                self._buffer = bytearray(2 * len(self._buffer))
+        return memoryview(self._buffer)[:size], ends
+
+    def _call(self, index: Index, ends: "array[int]") -> int:
+        bad = ctypes.c_uint64()
+        size: int = self._function(
+            index.batch,
+            ctypes.c_size_t(len(index.batch)),
+            ctypes.c_void_p(index.offsets.buffer_info()[0]),
+            ctypes.c_void_p(index.lengths.buffer_info()[0]),
+            (ctypes.c_char * len(index)).from_buffer(index.types),
+            ctypes.c_size_t(len(index)),
+            self._rows,
+            ctypes.c_size_t(len(self._rows)),
+            self._wanted,
+            ctypes.c_uint32(BODIES),
+            ctypes.byref(self._users),
+            (ctypes.c_char * len(self._buffer)).from_buffer(self._buffer),
+            ctypes.c_size_t(len(self._buffer)),
+            ctypes.c_void_p(ends.buffer_info()[0]),
+            ctypes.byref(bad),
+        )
+        if size == -1:
+            raise WireError(f"event {bad.value} of the batch is malformed")
+        return size

@@ -1,0 +1,1 @@
+"""The command `tocsin`: one module per verb."""

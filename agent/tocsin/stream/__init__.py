@@ -1,0 +1,1 @@
+"""What subscribers see: the protocol logic without sockets, and the gRPC servers on top of it."""

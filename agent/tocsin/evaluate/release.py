@@ -123,24 +123,30 @@ def _check_rules(message: pb.CompiledRelease) -> None:
     check = ConditionCheck(len(message.fields))
     previous = ""
     for rule in message.rules:
-        if not UUID.fullmatch(rule.id):
-            raise ContentError(Code.MISSING_ID, f"rule id {rule.id!r} is no lower-case UUID", file=rule.file)
+        check_rule(rule, check)
         if rule.id == previous:
-            raise ContentError(Code.DUPLICATE_ID, f"two rules have id {rule.id}", file=rule.file, rule_id=rule.id)
+            raise _refused(rule, Code.DUPLICATE_ID, f"two rules have id {rule.id}")
         if rule.id < previous:
-            raise ContentError(Code.MALFORMED, f"rule {rule.id} stands behind {previous}: not ordered by id")
+            raise _refused(rule, Code.MALFORMED, f"rule {rule.id} stands behind {previous}: not ordered by id")
         previous = rule.id
-        if not rule.title:
-            raise ContentError(Code.MISSING_TITLE, f"rule {rule.id} has no title", file=rule.file, rule_id=rule.id)
-        if rule.level == batch_pb2.LEVEL_UNSPECIFIED or rule.level not in batch_pb2.Level.values():
-            raise ContentError(
-                Code.UNKNOWN_LEVEL, f"rule {rule.id}: level {rule.level}", file=rule.file, rule_id=rule.id
-            )
-        source = rule.log_source
-        words = (rule.title, rule.author, rule.file, *rule.tags, source.category, source.product, source.service)
-        for text in words:
-            _check_words("text", text, rule)
-        check.check(rule)
+
+
+def check_rule(rule: pb.Rule, check: ConditionCheck) -> None:
+    """Raises ContentError when a rule, taken alone, is not sound."""
+    if not UUID.fullmatch(rule.id):
+        raise _refused(rule, Code.MISSING_ID, f"rule id {rule.id!r} is no lower-case UUID")
+    if not rule.title:
+        raise _refused(rule, Code.MISSING_TITLE, f"rule {rule.id} has no title")
+    if rule.level == batch_pb2.LEVEL_UNSPECIFIED or rule.level not in batch_pb2.Level.values():
+        raise _refused(rule, Code.UNKNOWN_LEVEL, f"rule {rule.id}: level {rule.level}")
+    source = rule.log_source
+    for text in (rule.title, rule.author, rule.file, *rule.tags, source.category, source.product, source.service):
+        _check_words("text", text, rule)
+    check.check(rule)
+
+
+def _refused(rule: pb.Rule, code: Code, message: str) -> ContentError:
+    return ContentError(code, message, file=rule.file, rule_id=rule.id)
 
 
 def _check_words(what: str, text: str, rule: pb.Rule) -> None:

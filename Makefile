@@ -34,7 +34,7 @@ BPF_TOOLS = $(and $(shell command -v clang),$(shell command -v llvm-strip),$(wil
 
 RELEASE := agent/tocsin/starter.release
 # Folders too: a rule that was removed must leave the release.
-RELEASE_FROM := $(sort $(shell find content -not -name '.*')) \
+RELEASE_FROM := $(sort $(shell find content -not -name '.*' 2>/dev/null)) \
 	$(sort $(shell find agent/tocsin/content agent/tocsin/evaluate agent/tocsin/records agent/tocsin/api/content \
 		agent/tocsin/api/event -name '*.py' 2>/dev/null))
 
@@ -73,7 +73,7 @@ bench: build ## measurements; ARGS
 
 clean: ## removes what was built, not .venv
 	rm -rf $(NATIVE) $(OBJECTS) $(RELEASE) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find agent tests bench proto packaging -name __pycache__ -prune -exec rm -rf {} +
+	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- how each is built --------------------------------------------------------------------------
 # Written under another name and renamed: a running agent has the old file mapped.
@@ -107,12 +107,12 @@ lint-format:
 	.venv/bin/ruff format --check --quiet
 lint-types:
 	.venv/bin/mypy --no-error-summary
-	.venv/bin/mypy --no-error-summary packaging/manifest.py proto/generate.py
+	.venv/bin/mypy --no-error-summary packaging/manifest.py
 lint-imports:
-	.venv/bin/lint-imports --no-timings | grep -E 'KEPT|BROKEN|^-|^ ' ; exit $${PIPESTATUS[0]}
+	.venv/bin/lint-imports --no-logo
 lint-proto:
 	cd proto && ../.venv/bin/buf lint
 lint-generated:
 	$(PYTHON) proto/generate.py --check
 lint-c:
-	@$(if $(strip $(C_FORMATTED)),,echo 'no C yet' && exit 0;) echo clang-format; .venv/bin/clang-format --dry-run -Werror $(C_FORMATTED)
+	$(if $(C_FORMATTED),.venv/bin/clang-format --dry-run -Werror $(C_FORMATTED))

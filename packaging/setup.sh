@@ -111,8 +111,8 @@ venv() {
 		"$python" -m venv --clear .venv >&2
 	fi
 	say "installing Tocsin and its tools into .venv"
-	.venv/bin/python -m pip install -q --upgrade 'pip>=25.1' # the first that knows --group
-	.venv/bin/python -m pip install -q --group dev -e '.[author]'
+	.venv/bin/python -m pip install -qq --upgrade 'pip>=25.1' # the first that knows --group
+	.venv/bin/python -m pip install -qq --group dev -e '.[author]'
 	printf '%s\n' "$key" >"$stamp.new"
 	mv "$stamp.new" "$stamp"
 }

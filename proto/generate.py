@@ -299,7 +299,15 @@ def events_doc(schema: Schema) -> str:
         lines += ["| # | Field | Type | Unit | Sigma | ECS | OCSF | Meaning |", "|---|---|---|---|---|---|---|---|"]
         lines += [doc_row(schema, message, field) for field in message.fields]
     for enum in schema.file.enum_types_by_name.values():
-        lines += ["", f"## {enum.name}", "", schema.comments[enum.name], "", "| Value | Name | Meaning |", "|---|---|---|"]
+        lines += [
+            "",
+            f"## {enum.name}",
+            "",
+            schema.comments[enum.name],
+            "",
+            "| Value | Name | Meaning |",
+            "|---|---|---|",
+        ]
         lines += [f"| {v.number} | `{v.name}` | {schema.comments[f'{enum.name}.{v.name}']} |" for v in enum.values]
     return "\n".join([*lines, ""])
 
@@ -345,7 +353,9 @@ def stale(fresh: Path) -> list[str]:
         diff = list(difflib.unified_diff(have, (fresh / name).read_text().splitlines(), name, "generated", lineterm=""))
         if diff:
             out.append("\n".join([name, *diff[:12]]))
-    present = {str(f.relative_to(ROOT)) for f in (ROOT / "agent/tocsin/api").rglob("*_pb2*") if "__pycache__" not in f.parts}
+    present = {
+        str(f.relative_to(ROOT)) for f in (ROOT / "agent/tocsin/api").rglob("*_pb2*") if "__pycache__" not in f.parts
+    }
     return out + [f"{name}: no .proto makes this file any more; delete it" for name in sorted(present - expected)]
 
 

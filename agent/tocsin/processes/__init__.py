@@ -1,0 +1,1 @@
+"""The processes of the agent and what they say to each other: one module per process."""

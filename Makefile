@@ -30,6 +30,8 @@ BPF_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(MACHINE)))
 # The prefix map keeps the folder's name out of BTF: the same sources give the same bytes anywhere.
 BPF_FLAGS := -g -O2 -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Werror -fno-stack-protector \
 	-ffile-prefix-map=$(CURDIR)=. -I bpf -I/usr/include/$(MACHINE)-linux-gnu
+BPF_COMPILE = clang $(BPF_FLAGS) -c $< -o $@.new && llvm-strip -g $@.new && mv $@.new $@
+BPF_ABSENT = echo '$@ is left out: clang, llvm-strip or libbpf-dev is missing' >&2; $(if $(LENIENT),true,exit 1)
 BPF_TOOLS = $(and $(shell command -v clang),$(shell command -v llvm-strip),$(wildcard /usr/include/bpf/bpf_helpers.h))
 
 RELEASE := agent/tocsin/starter.release
@@ -86,9 +88,7 @@ $(NATIVE): $(NATIVE_C) $(NATIVE_H) Makefile | setup
 # Stripped of DWARF; BTF stays.
 $(OBJECTS)/%.bpf.o: bpf/%.bpf.c $(BPF_PARTS) Makefile | setup
 	@mkdir -p $(@D)
-	$(if $(BPF_TOOLS),clang $(BPF_FLAGS) -c $< -o $@.new && llvm-strip -g $@.new && mv $@.new $@,$(if \
-		$(LENIENT),@echo '$@: left out: clang, llvm-strip or libbpf-dev is missing',$(error clang, \
-		llvm-strip or libbpf-dev is missing: run packaging/setup.sh --system-only)))
+	$(if $(BPF_TOOLS),$(BPF_COMPILE),@$(BPF_ABSENT))
 
 $(BPF_MANIFEST): $(BPF_OBJECTS) packaging/manifest.py pyproject.toml | setup
 	@mkdir -p $(@D)

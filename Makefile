@@ -115,4 +115,5 @@ lint-proto:
 lint-generated:
 	$(PYTHON) proto/generate.py --check
 lint-c:
-	$(if $(C_FORMATTED),.venv/bin/clang-format --dry-run -Werror $(C_FORMATTED))
+	@echo .venv/bin/clang-format --dry-run -Werror bpf agent
+	@.venv/bin/clang-format --dry-run -Werror $(C_FORMATTED) 2>&1 | grep -F ' error: '; exit $${PIPESTATUS[0]}

@@ -63,13 +63,13 @@ system() {
 	local lenient=$1 python
 	python=$(python_in_use)
 	[[ -z $python ]] || check_python "$python"
-	local -a needed missing
-	mapfile -t needed < <(needed_packages "$python")
+	local needed missing # names, so splitting at blanks is what is wanted
+	needed=($(needed_packages "$python"))
 	if ! command -v dpkg-query >/dev/null; then
 		say "this is neither Debian nor Ubuntu; make sure that you have what they call: ${needed[*]}"
 		return 0
 	fi
-	mapfile -t missing < <(missing_packages "${needed[@]}")
+	missing=($(missing_packages "${needed[@]}"))
 	((${#missing[@]})) || return 0
 	if [[ $(id -u) != 0 ]]; then
 		say "missing packages: ${missing[*]}. Run this, then try again:"

@@ -2,8 +2,8 @@
 
 import argparse
 import json
+from collections.abc import Callable
 
-from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
@@ -48,13 +48,13 @@ def as_table(status: control.GetStatusResponse) -> Table:
     """For people."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     style = STYLES.get(status.health, "yellow")
-    health = _word(control.Health, status.health, "HEALTH_")
+    health = _word(control.Health.Name, status.health, "HEALTH_")
     reason = f": {printable(status.health_reason)}" if status.health_reason else ""
     table.add_row("health", f"[{style}]{health}[/]", _plain(reason.removeprefix(": ")))
-    source = _word(batch_pb2.Source, status.source, "SOURCE_")
+    source = _word(batch_pb2.Source.Name, status.source, "SOURCE_")
     table.add_row("agent", status.version, f"up {_duration(status.uptime_s)}, source {source}, {status.kernel_release}")
     for process in status.processes:
-        role = _word(control.Role, process.role, "ROLE_")
+        role = _word(control.Role.Name, process.role, "ROLE_")
         where = f"pid {process.pid}" if process.pid else "[yellow]being restarted[/]"
         table.add_row(role, where, f"uid {process.uid}, {process.restarts} restarts")
     inert = f", {status.release_rules_inert} of them inert here" if status.release_rules_inert else ""
@@ -67,13 +67,11 @@ def as_table(status: control.GetStatusResponse) -> Table:
 
 
 def _add_counters(table: Table, status: control.GetStatusResponse) -> None:
-    types, reasons = event_pb2.EventType, event_pb2.LossReason
+    types, reasons = event_pb2.EventType.Name, event_pb2.LossReason.Name
     for counter in status.counters:
         name = _word(types, counter.event_type, "EVENT_TYPE_")
         lost = ", ".join(
-            f"{loss.count} {_word(reasons, loss.reason, 'LOSS_REASON_')}"
-            for loss in counter.lost
-            if loss.count
+            f"{loss.count} {_word(reasons, loss.reason, 'LOSS_REASON_')}" for loss in counter.lost if loss.count
         )
         table.add_row(name, str(counter.generated), f"[bold yellow]lost: {lost}[/]" if lost else "")
     for loss in status.losses:
@@ -81,12 +79,12 @@ def _add_counters(table: Table, status: control.GetStatusResponse) -> None:
         table.add_row("[bold yellow]lost[/]", str(loss.count), reason)
 
 
-def _word(enum: EnumTypeWrapper, number: int, prefix: str) -> str:
+def _word(name_of: Callable[[int], str], number: int, prefix: str) -> str:
     """An enum value as a word; the number where this version does not know it."""
     if not number:
         return "not known yet"
     try:
-        return enum.Name(number).removeprefix(prefix).lower().replace("_", " ")
+        return name_of(number).removeprefix(prefix).lower().replace("_", " ")
     except ValueError:
         return str(number)
 

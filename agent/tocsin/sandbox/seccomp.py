@@ -91,8 +91,13 @@ def deny_for_sensor() -> str:
     return f"{len(names)} calls and internet sockets denied"
 
 
+def available() -> bool:
+    """Whether libseccomp is there."""
+    return pyseccomp is not None
+
+
 def _require_library() -> None:
-    if pyseccomp is None:
+    if not available():
         raise UnavailableError("libseccomp.so.2 is not installed (Debian: apt install libseccomp2)")
 
 

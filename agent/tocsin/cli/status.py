@@ -79,7 +79,7 @@ def _add_counters(table: Table, status: control.GetStatusResponse) -> None:
         table.add_row("[bold yellow]lost[/]", str(loss.count), reason)
 
 
-def _word(name_of: Callable[[int], str], number: int, prefix: str) -> str:
+def _word(name_of: Callable[..., str], number: int, prefix: str) -> str:
     """An enum value as a word; the number where this version does not know it."""
     if not number:
         return "not known yet"

@@ -40,7 +40,7 @@ class Compilation:
 
 def compile_sources(path: Path, name: str) -> Compilation:
     """Compiles a file or everything below a directory. Never raises for what is in the sources."""
-    out = Compilation(pb.CompiledRelease(format=FORMAT, schema_digest=SCHEMA_DIGEST, name=name))
+    out = Compilation(pb.CompiledRelease(format=FORMAT, schema_digest=SCHEMA_DIGEST, name=name, complete=True))
     files, out.errors = source_files(path)
     compiler = RuleCompiler()
     rules: dict[str, pb.Rule] = {}

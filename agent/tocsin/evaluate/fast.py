@@ -18,6 +18,7 @@ from tocsin.api.event.v1 import event_pb2
 from tocsin.errors import WireError
 from tocsin.evaluate import marker, semantics
 from tocsin.evaluate.boundary import BoundedRule
+from tocsin.evaluate.literal import USELESS_COST
 from tocsin.evaluate.match import Match, NamedEvent, NamedMatch
 from tocsin.evaluate.predicate import closure
 from tocsin.evaluate.prefilter import Hit, Prefilter
@@ -51,9 +52,10 @@ class Lane:
 class FastMatcher:
     """A Matcher. Raises ContentError when it is made of content that Hyperscan does not take."""
 
-    def __init__(self, release: Release) -> None:
+    def __init__(self, release: Release, useless_cost: float = USELESS_COST) -> None:
+        """`useless_cost`: literals expected more often in an event are not scanned for."""
         self._rules = [BoundedRule(rule, closure(rule.condition)) for rule in release.rules]
-        self._prefilter = Prefilter(rule.condition for rule in release.rules)
+        self._prefilter = Prefilter((rule.condition for rule in release.rules), useless_cost)
         self._names = ("", *release.fields)
         self._numbers = {name: number for number, name in enumerate(release.fields, 1)}
         self._users: dict[int, bytes] = {}

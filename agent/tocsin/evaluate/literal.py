@@ -43,10 +43,10 @@ class Necessary:
     cost: float
 
 
-def necessary(expression: pb.Expression) -> Necessary | None:
+def necessary(expression: pb.Expression, useless_cost: float = USELESS_COST) -> Necessary | None:
     """The cheapest necessary set of a condition, None where every event has to be checked."""
     found = _of_expression(expression)
-    return None if found is None or found.cost > USELESS_COST else found
+    return None if found is None or found.cost > useless_cost else found
 
 
 def _of_expression(expression: pb.Expression) -> Necessary | None:

@@ -11,7 +11,7 @@ import hyperscan
 from tocsin.api.content.v1 import release_pb2 as pb
 from tocsin.errors import ContentError
 from tocsin.evaluate.code import Code
-from tocsin.evaluate.literal import Literal, necessary
+from tocsin.evaluate.literal import USELESS_COST, Literal, necessary
 
 Hit = tuple[int, int]
 """Offset behind the literal in the scanned bytes, number of the literal."""
@@ -21,12 +21,12 @@ NO_LITERAL: Final = -1
 class Prefilter:
     """Says which rules an event may satisfy. `rules[i]`: numbers of the rules that literal i is necessary for."""
 
-    def __init__(self, conditions: Iterable[pb.Expression]) -> None:
+    def __init__(self, conditions: Iterable[pb.Expression], useless_cost: float = USELESS_COST) -> None:
         """Raises ContentError when Hyperscan does not take the literals."""
         users: dict[Literal, list[int]] = {}
         always = []
         for number, condition in enumerate(conditions):
-            found = necessary(condition)
+            found = necessary(condition, useless_cost)
             if found is None:
                 always.append(number)
                 continue

@@ -64,6 +64,8 @@ class Release:
 def decode(raw: bytes, schema_digest: bytes) -> Release:
     """A release from its bytes. Raises ContentError with the code and the rule."""
     message = _parse(raw)
+    if not message.complete:
+        raise ContentError(Code.MALFORMED, f"the release ends after {len(raw)} bytes without its end mark: cut short")
     if message.format != FORMAT:
         raise ContentError(Code.FORMAT_UNKNOWN, f"release format {message.format}, this version reads {FORMAT}")
     if message.schema_digest != schema_digest:

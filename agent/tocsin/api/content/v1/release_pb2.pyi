@@ -464,12 +464,15 @@ class CompiledRelease(_message.Message):
     RULES_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """Version of this format: 1."""
     schema_digest: _builtins.bytes
     """SHA-256 of the event schema that it was compiled against."""
     name: _builtins.str
     """Name and version given by the author."""
+    complete: _builtins.bool
+    """Always true. It stands last: what was cut short lacks it."""
     @_builtins.property
     def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Field names that rules use; Predicate.field counts from 1."""
@@ -491,10 +494,11 @@ class CompiledRelease(_message.Message):
         rules: _abc.Iterable[Global___Rule] | None = ...,
         samples: _abc.Iterable[Global___Sample] | None = ...,
         name: _builtins.str = ...,
+        complete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "format", b"format", "name", b"name", "rules", b"rules", "samples", b"samples", "schema_digest", b"schema_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "fields", b"fields", "format", b"format", "name", b"name", "rules", b"rules", "samples", b"samples", "schema_digest", b"schema_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,14 +15,15 @@ from sigma.conditions import (
     ConditionOR,
     ConditionValueExpression,
 )
-from sigma.exceptions import SigmaError
+from sigma.exceptions import SigmaError, SigmaRegularExpressionError
 from sigma.rule import SigmaRule
 from sigma.rule.detection import SigmaDetection, SigmaDetectionItem
 
 from tocsin.api.content.v1 import release_pb2 as pb
 from tocsin.api.event.v1 import batch_pb2
 from tocsin.content.document import Document, Node, ambiguous_errors
-from tocsin.content.value import all_of, any_of, comparison
+from tocsin.content.policy import POLICY
+from tocsin.content.value import LINEAR_ONLY, all_of, any_of, comparison
 from tocsin.errors import ContentError
 from tocsin.evaluate.code import Code
 from tocsin.evaluate.conditions import MAX_DEPTH, ConditionCheck
@@ -191,18 +192,25 @@ def _item_errors(document: Document, part: Node, path: tuple[str | int, ...]) ->
     for key, value in items:
         try:
             if key is None:
-                SigmaDetection.from_definition(value)
+                SigmaDetection.from_definition(value, policy=POLICY)
             else:
-                SigmaDetectionItem.from_mapping(key, value)
+                SigmaDetectionItem.from_mapping(key, value, policy=POLICY)
+        except SigmaRegularExpressionError as error:
+            message = f"{key or path[-1]}: {_words(error)}. {LINEAR_ONLY}"
+            errors.append(document.error(Code.INVALID_REGEX, message, *_item_path(path, key)))
         except Exception as error:  # noqa: BLE001 - the parser raises what it likes on bad values
-            where = (*path, key) if key is not None else path
-            errors.append(document.error(Code.INVALID_VALUE, f"{key or path[-1]}: {_words(error)}", *where))
+            message = f"{key or path[-1]}: {_words(error)}"
+            errors.append(document.error(Code.INVALID_VALUE, message, *_item_path(path, key)))
     return errors
+
+
+def _item_path(path: tuple[str | int, ...], key: str | None) -> tuple[str | int, ...]:
+    return path if key is None else (*path, key)
 
 
 def _parsed(document: Document, data: dict[str, Node]) -> SigmaRule:
     try:
-        sigma = SigmaRule.from_dict(data, collect_errors=True)
+        sigma = SigmaRule.from_dict(data, collect_errors=True, policy=POLICY)
     except Exception as error:
         raise RuleErrors([document.error(Code.INVALID_RULE, f"not a Sigma rule: {_words(error)}")]) from error
     if sigma.errors:

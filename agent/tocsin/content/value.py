@@ -49,6 +49,10 @@ COMPARISONS: Final = {
 MAX_EXACT_INTEGER: Final = 1 << 53
 """pySigma compares integers with floats: greater ones may come out changed."""
 
+LINEAR_ONLY: Final = (
+    "Lookaround and back references have no linear-time evaluation; say the same with several conditions"
+)
+
 FieldNumber = Callable[[str], int]
 """Number of a field name; makes one for a new name."""
 
@@ -164,8 +168,7 @@ def _regex(field: int, value: SigmaRegularExpression, _number_of: FieldNumber) -
     except ValueError as error:
         raise ContentError(
             Code.INVALID_REGEX,
-            f"the regular expression {text.decode()!r} is not for RE2: {error}. Lookaround and back references have no "
-            "linear-time evaluation; say the same with several conditions",
+            f"the regular expression {text.decode()!r} is not for RE2: {error}. {LINEAR_ONLY}",
         ) from error
     return pb.Predicate(
         field=field,

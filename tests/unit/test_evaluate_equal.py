@@ -92,6 +92,11 @@ REGEXES = (
         b"a{2}",
     ),
     *(
+        b"(a|b)/",
+        b"(?i)(ask|b)k",
+        b"x(?:a|b)+",
+        b"(?P<n>a|K)b?",
+        b"(a|)b",
         rb"\x61b",
         rb"\d+",
         rb"/bin/\w+",

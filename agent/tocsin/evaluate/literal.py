@@ -12,19 +12,19 @@ interest, learnt from a text of commonplace command lines.
 import ipaddress
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from tocsin.api.content.v1 import release_pb2 as pb
 from tocsin.evaluate import marker, semantics
 from tocsin.evaluate.commonplace import COMMONPLACE
+from tocsin.evaluate.regex import necessary_texts
 
 MAX_LITERAL_BYTES: Final = 48
 """A part of a necessary literal is necessary too; longer ones only cost memory."""
 USELESS_COST: Final = 1.5
 """A set found more often than this in an event costs more than checking the rule outright."""
-_SPECIAL: Final = frozenset("\\.+*?()|[]{}^$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ def _of_predicate(predicate: pb.Predicate) -> Necessary | None:
     if operator == pb.OPERATOR_WILDCARD:
         return _of_wildcard(predicate)
     if operator == pb.OPERATOR_REGEX:
-        runs = [literal(run, sensitive) for run, sensitive in regex_runs(predicate.text)]
-        return _cheapest([one for one in runs if one is not None])
+        found = [_one_of(texts, sensitive) for texts, sensitive in necessary_texts(predicate.text)]
+        return min(found, key=lambda part: (part.cost, len(part.literals)), default=None)
     if operator == pb.OPERATOR_NUMBER_EQUALS and field:
         texts = [marker.start(field) + text for text in number_prefixes(predicate.number, marker.end(field))]
         return union([Necessary(frozenset((Literal(text, True),)), 0.0) for text in texts])
@@ -100,6 +100,12 @@ def literal(text: bytes, case_sensitive: bool) -> Literal | None:
     if not text:
         return None
     return Literal(text if case_sensitive else semantics.fold(text), case_sensitive)
+
+
+def _one_of(texts: Iterable[bytes], case_sensitive: bool) -> Necessary:
+    cut = (text[:MAX_LITERAL_BYTES] for text in texts)
+    literals = frozenset(one for text in cut if (one := literal(text, case_sensitive)) is not None)
+    return Necessary(literals, sum(cost(one) for one in literals))
 
 
 def _anchored(text: bytes, sensitive: bool, field: int, at_start: bool, at_end: bool) -> Literal | None:
@@ -143,82 +149,6 @@ def _of_network(predicate: pb.Predicate) -> Necessary | None:
     return _cheapest([Literal(marker.start(predicate.field) + text + tail, True)])
 
 
-def regex_runs(pattern: bytes) -> Iterator[tuple[bytes, bool]]:
-    """ASCII texts that stand in whatever the RE2 expression matches, with their case sensitivity.
-
-    Reads only what it understands: plain characters outside of groups and
-    classes. Anything else ends a run; what could change the meaning of a run
-    from afar (a top-level |, flags in the middle, \\Q) gives nothing at all.
-    """
-    text = pattern.decode("utf-8", "replace")
-    insensitive = False
-    flags = re.match(r"\(\?([imsU]+)\)", text)
-    if flags:
-        insensitive, text = "i" in flags[1], text[flags.end() :]
-    runs = _runs(text)
-    for run in runs or ():
-        # (?i) folds by Unicode: k also stands for the Kelvin sign, s for the long s.
-        for part in re.split("[kKsS]", run) if insensitive else (run,):
-            if part:
-                yield part.encode(), not insensitive
-
-
-def _runs(text: str) -> list[str] | None:
-    runs, run, position = [], "", 0
-    while position < len(text):
-        token, plain = _token(text, position)
-        if token in ("", "|"):
-            return None
-        position += len(token)
-        quantifier = re.compile(r"[*+?]|\{[0-9,]+\}").match(text, position)
-        if plain and not quantifier:
-            run += plain
-            continue
-        runs.append(run)
-        run = ""
-        if quantifier:
-            position = quantifier.end()
-    return [one for one in (*runs, run) if one]
-
-
-def _token(text: str, position: int) -> tuple[str, str]:
-    """The token at a position and the plain character it stands for; ("", "") where it is not understood."""
-    character = text[position]
-    if character == "\\":
-        escape = text[position : position + 2]
-        if len(escape) == 2 and escape[1].isascii() and not escape[1].isalnum():
-            return escape, escape[1]
-        return (escape, "") if escape[1:] in tuple("dDwWsSbBAznrtfva") else ("", "")
-    if character == "[":
-        found = re.compile(r"\[\^?\]?(?:\[:\^?[a-z]+:\]|\\[^pPxQE0-7]|[^\]\\])*\]").match(text, position)
-        return (found[0], "") if found else ("", "")
-    if character == "(":
-        return _group(text, position), ""
-    plain = character.isascii() and character not in _SPECIAL
-    return character, character if plain else ""
-
-
-def _group(text: str, position: int) -> str:
-    """A whole group with all groups inside, "" where one sets flags or does not end."""
-    at, depth = position, 0
-    while at < len(text):
-        if text[at] == "(":
-            opening = _OPENING.match(text, at)
-            if not opening:
-                return ""
-            at, depth = opening.end(), depth + 1
-        elif text[at] == ")":
-            at, depth = at + 1, depth - 1
-            if not depth:
-                return text[position:at]
-        else:
-            token, _ = _token(text, at)
-            if not token:
-                return ""
-            at += len(token)
-    return ""
-
-
 def cost(one: Literal) -> float:
     """How often the literal is expected in an event of no interest."""
     text = _MARK.sub(b"\n", semantics.fold(one.text))
@@ -232,7 +162,6 @@ PLACES: Final = 200
 COMMONPLACE_EVENTS: Final = len(COMMONPLACE)
 COMMONPLACE_FOLDED: Final = semantics.fold(b"".join(b"\n" + value + b"\n" for event in COMMONPLACE for value in event))
 _MARK: Final = re.compile(rb"\x00[\x80-\xff]{2}")
-_OPENING: Final = re.compile(r"\((?:(?!\?)|\?(?::|P?<\w+>))")
 
 
 def _byte_bits() -> tuple[float, ...]:

@@ -53,8 +53,8 @@ def make_detections(end: int, events: list[event_pb2.Event], level: int = 4) -> 
 class SimulatedAgent:
     """A real courier with a simulated rest."""
 
-    def __init__(self, courier: CourierConfig | None = None) -> None:
-        self.runtime_dir = Path(tempfile.mkdtemp(prefix="tocsin-test-"))
+    def __init__(self, courier: CourierConfig | None = None, runtime_dir: Path | None = None) -> None:
+        self.runtime_dir = runtime_dir or Path(tempfile.mkdtemp(prefix="tocsin-test-"))
         self.runtime_dir.chmod(0o755)
         self.config = Config(runtime_dir=str(self.runtime_dir), courier=courier or CourierConfig())
         ours, theirs = pair()

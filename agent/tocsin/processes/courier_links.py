@@ -25,7 +25,7 @@ from tocsin.processes import state
 from tocsin.processes.channel import NO_DIGEST, Channel, Kind, Message
 from tocsin.records.field_table import SCHEMA_DIGEST
 from tocsin.stream.hub import Hub
-from tocsin.stream.loading import BUSY, LoadDesk, LoadResult, Upload
+from tocsin.stream.loading import ACCEPTED, BUSY, REFUSED, LoadDesk, LoadResult, Upload
 
 log = logging.getLogger("courier")
 
@@ -36,6 +36,14 @@ MESSAGES_AT_ONCE: Final = 16
 """Read from one channel before the loop looks at the others."""
 CHANNELS_MAX: Final = 4
 """Evaluators attached at a time: the active, the one before it, a candidate, and one more."""
+EMPTY_RELEASE: Final = LoadResult(
+    REFUSED,
+    NO_DIGEST,
+    0,
+    content.Refusal(
+        stage=content.STAGE_RECEIVE, code="EMPTY_RELEASE", message="got no bytes, expected a compiled release"
+    ).SerializeToString(),
+)
 
 
 class Links:
@@ -210,6 +218,8 @@ class Links:
 
     async def load(self, upload: Upload) -> content.LoadReleaseResponse:
         """Hands a release to the monitor and waits for its answer. Raises PeerError, TimeoutError."""
+        if not upload.size_bytes:
+            return self._load_response(upload.digest, EMPTY_RELEASE)
         future: asyncio.Future[LoadResult] = self._loop.create_future()
         ticket = self._desk.begin(lambda result: None if future.done() else future.set_result(result))
         sent = self._tell_monitor(Message(Kind.LOAD, a=ticket, digest=upload.digest, fds=(upload.seal(),)))
@@ -230,7 +240,7 @@ class Links:
         return self._load_response(upload.digest, result)
 
     def _load_response(self, digest: bytes, result: LoadResult) -> content.LoadReleaseResponse:
-        accepted = result.outcome == 0
+        accepted = result.outcome == ACCEPTED
         active = result.digest if result.digest != NO_DIGEST else self._state.release_digest
         response = content.LoadReleaseResponse(
             digest=digest,

@@ -12,11 +12,11 @@
  * the capacity.
  */
 #include <arpa/inet.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 
-enum { WIRE_VARINT = 0, WIRE_FIXED64 = 1, WIRE_BYTES = 2, WIRE_FIXED32 = 5 };
+#include "../records/wire.h"
+
+/* tocsin.records.field.Presentation */
 enum { PLAIN, ARGV, IP, USER, PROTOCOL, INITIATED, HEX, FLAGS };
 enum { MALFORMED = -1, NO_ROOM = -2 };
 enum { MARK_BYTES = 3, NUMBER_BYTES = 24 };
@@ -61,38 +61,18 @@ struct output {
 	uint8_t *at, *end;
 };
 
-static inline const uint8_t *read_varint(const uint8_t *at, const uint8_t *end, uint64_t *value)
-{
-	uint64_t result = 0;
-
-	if (at < end && !(*at & 0x80)) {
-		*value = *at;
-		return at + 1;
-	}
-	for (unsigned shift = 0; shift < 70 && at < end; shift += 7) {
-		uint8_t byte = *at++;
-
-		result |= (uint64_t)(byte & 0x7f) << (shift & 63);
-		if (!(byte & 0x80)) {
-			*value = result;
-			return at;
-		}
-	}
-	return NULL;
-}
-
 /* Reads one field: its tag, and its number or its bytes. NULL when it does not end before `end`. */
-static inline const uint8_t *read_field(const uint8_t *at, const uint8_t *end, uint32_t *tag, struct value *value)
+static inline const uint8_t *read_field(const uint8_t *at, const uint8_t *end, uint32_t *tag,
+					struct value *value)
 {
-	uint64_t raw, size;
+	uint64_t size;
 	uint32_t word;
 
-	at = read_varint(at, end, &raw);
-	if (!at || raw >> 3 == 0 || raw > UINT32_MAX)
+	at = read_tag(at, end, tag);
+	if (!at)
 		return NULL;
-	*tag = (uint32_t)raw;
 	value->bytes = NULL;
-	switch (raw & 7) {
+	switch (*tag & 7) {
 	case WIRE_VARINT:
 		return read_varint(at, end, &value->number);
 	case WIRE_FIXED64:
@@ -118,8 +98,8 @@ static inline const uint8_t *read_field(const uint8_t *at, const uint8_t *end, u
 	}
 }
 
-static int read_message(const uint8_t *at, const uint8_t *end, const struct plan *plan, unsigned message,
-			struct value *values)
+static int read_message(const uint8_t *at, const uint8_t *end, const struct plan *plan,
+			unsigned message, struct value *values)
 {
 	struct value value;
 	uint32_t tag;
@@ -144,8 +124,8 @@ static void clear_body(const struct plan *plan, uint32_t bodies, struct value *v
 }
 
 /* Fills the values and the set of messages that the event has. */
-static int read_event(const uint8_t *at, const uint8_t *end, const struct plan *plan, uint32_t bodies,
-		      struct value *values, uint32_t *seen)
+static int read_event(const uint8_t *at, const uint8_t *end, const struct plan *plan,
+		      uint32_t bodies, struct value *values, uint32_t *seen)
 {
 	struct value value;
 	uint32_t tag;
@@ -199,7 +179,7 @@ static void put_hex(struct output *out, uint64_t number)
 	size_t at = sizeof(text);
 
 	do
-		text[--at] = (uint8_t)"0123456789abcdef"[number & 15];
+		text[--at] = (uint8_t) "0123456789abcdef"[number & 15];
 	while (number >>= 4);
 	put(out, "0x", 2);
 	put(out, text + at, sizeof(text) - at);
@@ -246,7 +226,8 @@ static const struct user *find_user(const struct users *users, uint64_t uid)
 }
 
 /* A number as text: 1 written, 0 absent, NO_ROOM. The caller has made room for NUMBER_BYTES. */
-static int put_number(struct output *out, const struct row *row, uint64_t number, const struct users *users)
+static int put_number(struct output *out, const struct row *row, uint64_t number,
+		      const struct users *users)
 {
 	const struct user *user;
 
@@ -280,11 +261,14 @@ static int put_number(struct output *out, const struct row *row, uint64_t number
 	return 1;
 }
 
-static int put_value(struct output *out, const struct row *row, const struct value *value, const struct users *users)
+static int put_value(struct output *out, const struct row *row, const struct value *value,
+		     const struct users *users)
 {
-	uint64_t need = 2 * MARK_BYTES + INET6_ADDRSTRLEN + NUMBER_BYTES + (row->wire == WIRE_BYTES ? value->number : 0);
+	uint64_t need = 2 * MARK_BYTES + INET6_ADDRSTRLEN + NUMBER_BYTES +
+			(row->wire == WIRE_BYTES ? value->number : 0);
 	uint8_t high = (uint8_t)(row->number >> 7), low = (uint8_t)(0x80 | (row->number & 0x7f));
-	uint8_t start[MARK_BYTES] = {0, (uint8_t)(0x80 | high), low}, stop[MARK_BYTES] = {0, (uint8_t)(0xc0 | high), low};
+	uint8_t start[MARK_BYTES] = {0, (uint8_t)(0x80 | high), low},
+		stop[MARK_BYTES] = {0, (uint8_t)(0xc0 | high), low};
 	uint8_t *before = out->at;
 	int written = 1;
 
@@ -294,7 +278,9 @@ static int put_value(struct output *out, const struct row *row, const struct val
 		return NO_ROOM;
 	put(out, start, MARK_BYTES);
 	if (row->wire != WIRE_BYTES)
-		written = put_number(out, row, row->wire == WIRE_VARINT ? (uint32_t)value->number : value->number, users);
+		written = put_number(
+			out, row,
+			row->wire == WIRE_VARINT ? (uint32_t)value->number : value->number, users);
 	else if (row->presentation == IP)
 		written = put_address(out, value);
 	else if (row->presentation == ARGV)
@@ -317,7 +303,8 @@ static int make_plan(const struct row *rows, size_t row_count, unsigned type, st
 
 		if (row->event_type != type)
 			continue;
-		if (row->message >= MAX_MESSAGES || row->leaf >= MAX_LEAVES || plan->count == MAX_SLOTS)
+		if (row->message >= MAX_MESSAGES || row->leaf >= MAX_LEAVES ||
+		    plan->count == MAX_SLOTS)
 			return MALFORMED;
 		plan->rows[plan->count++] = row;
 		plan->slot[row->message][row->leaf] = (uint8_t)plan->count;
@@ -331,10 +318,11 @@ static int make_plan(const struct row *rows, size_t row_count, unsigned type, st
  * `bodies` is the set of field numbers of Event's oneof. MALFORMED (then *bad is the event's index)
  * or NO_ROOM otherwise. Offsets and lengths come from tocsin_batch_index for the same batch.
  */
-int64_t tocsin_project(const uint8_t *batch, size_t batch_size, const uint32_t *offsets, const uint32_t *lengths,
-		       const uint8_t *types, size_t count, const struct row *rows, size_t row_count,
-		       const uint8_t wanted[256], uint32_t bodies, const struct users *users, uint8_t *buffer,
-		       size_t capacity, uint32_t *ends, uint64_t *bad)
+int64_t tocsin_project(const uint8_t *batch, size_t batch_size, const uint32_t *offsets,
+		       const uint32_t *lengths, const uint8_t *types, size_t count,
+		       const struct row *rows, size_t row_count, const uint8_t wanted[256],
+		       uint32_t bodies, const struct users *users, uint8_t *buffer, size_t capacity,
+		       uint32_t *ends, uint64_t *bad)
 {
 	struct output out = {buffer, buffer + capacity};
 	struct plan plans[8];
@@ -361,7 +349,8 @@ int64_t tocsin_project(const uint8_t *batch, size_t batch_size, const uint32_t *
 			if (read_event(event, event + lengths[i], plan, bodies, values, &seen))
 				return MALFORMED;
 			for (unsigned j = 0; j < plan->count; j++) {
-				if (seen >> plan->rows[j]->message & 1 && put_value(&out, plan->rows[j], &values[j], users))
+				if (seen >> plan->rows[j]->message & 1 &&
+				    put_value(&out, plan->rows[j], &values[j], users))
 					return NO_ROOM;
 			}
 		}

@@ -5,30 +5,11 @@
  * The input is hostile. Every read is checked against the end of the buffer; nothing is written
  * beyond `capacity`. The walk is one pass and allocates nothing.
  */
-#include <stddef.h>
-#include <stdint.h>
+#include "wire.h"
 
-/* Numbers of the wire format; the messages themselves are in proto/tocsin/api/event/v1. */
-enum { WIRE_VARINT = 0, WIRE_FIXED64 = 1, WIRE_BYTES = 2, WIRE_FIXED32 = 5 };
-enum { BATCH_EVENTS = 1, BATCH_HEADER = 2, EVENT_TYPE = 5 };
+/* Field numbers of proto/tocsin/api/event/v1. */
+enum { BATCH_HEADER = 2, EVENT_TYPE = 5 };
 enum { MALFORMED = -1, NO_ROOM = -2, SECOND_HEADER = -3 };
-
-/* At most 10 bytes; 0 when it is cut or longer. */
-static inline const uint8_t *read_varint(const uint8_t *at, const uint8_t *end, uint64_t *value)
-{
-	uint64_t result = 0;
-
-	for (unsigned shift = 0; shift < 70 && at < end; shift += 7) {
-		uint8_t byte = *at++;
-
-		result |= (uint64_t)(byte & 0x7f) << (shift & 63);
-		if (!(byte & 0x80)) {
-			*value = result;
-			return at;
-		}
-	}
-	return NULL;
-}
 
 /* Behind the value of a field, NULL when it does not end inside the buffer or is no known wire type. */
 static const uint8_t *skip_value(const uint8_t *at, const uint8_t *end, unsigned wire)
@@ -53,12 +34,13 @@ static const uint8_t *skip_value(const uint8_t *at, const uint8_t *end, unsigned
 /* The event's type (0 when it has none or one above 255), -1 when the event is malformed. */
 static int event_type(const uint8_t *at, const uint8_t *end)
 {
-	uint64_t tag, value;
+	uint64_t value;
+	uint32_t tag;
 	int type = 0;
 
 	while (at < end) {
-		at = read_varint(at, end, &tag);
-		if (!at || tag >> 3 == 0 || tag > UINT32_MAX)
+		at = read_tag(at, end, &tag);
+		if (!at)
 			return MALFORMED;
 		if (tag == (EVENT_TYPE << 3 | WIRE_VARINT)) {
 			at = read_varint(at, end, &value);
@@ -86,11 +68,12 @@ int64_t tocsin_batch_index(const uint8_t *batch, size_t size, uint32_t *offsets,
 	if (size > UINT32_MAX)
 		return MALFORMED;
 	while (at < end) {
-		uint64_t tag, length;
 		const uint8_t *value;
+		uint64_t length;
+		uint32_t tag;
 
-		at = read_varint(at, end, &tag);
-		if (!at || tag >> 3 == 0 || tag > UINT32_MAX)
+		at = read_tag(at, end, &tag);
+		if (!at)
 			return MALFORMED;
 		value = at;
 		at = skip_value(at, end, tag & 7);

@@ -120,6 +120,25 @@ def test_evaluator_can_still_talk_over_its_channel() -> None:
     assert in_evaluator("(left.sendmsg([b'x']), right.recvmsg(9)[0])", setup) == "(1, b'x')"
 
 
+def test_evaluator_can_still_take_a_channel_from_the_monitor() -> None:
+    setup = """
+    from tocsin.processes.channel import Channel, Kind, Message, pair
+    (ours, theirs), (left, right) = pair(), pair()
+    ours, theirs = Channel(ours), Channel(theirs)
+    ours.send(Message(Kind.ATTACH, fds=(left.fileno(),)))
+
+    def attach():
+        peer = Channel(socket.socket(fileno=theirs.receive().fds[0]))
+        peer.send(Message(Kind.ACK))
+        return Channel(right).receive().kind.name
+    """
+    assert in_evaluator("attach()", setup) == "ACK"
+
+
+def test_evaluator_cannot_control_a_terminal() -> None:
+    assert in_evaluator("fcntl.ioctl(0, termios.TIOCSTI, b'x')", "import fcntl, termios") == "PermissionError"
+
+
 def test_evaluator_may_be_ended_by_a_forbidden_call() -> None:
     code = """
     enter_evaluator(65490 if os.geteuid() == 0 else os.getuid(), 1 << 30, kill_on_violation=True)

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -28,6 +29,7 @@ from tocsin.processes.channel import HEADER, MAX_MESSAGE_BYTES, Channel, Kind, M
 START_TIMEOUT_S: Final = 120.0
 """A release of the greatest size compiles and runs its samples in less."""
 SEND_RETRY_S: Final = 0.001
+LOG_TAIL_BYTES: Final = 4096
 MAX_PAYLOAD_BYTES: Final = MAX_MESSAGE_BYTES - HEADER.size
 
 
@@ -35,7 +37,7 @@ class ReplayEvaluator:
     """An evaluator with one release. A context: leaving it ends the process."""
 
     def __init__(self, config: Config, release: bytes) -> None:
-        """Raises ContentError when the evaluator refuses the release, PeerError when it does not answer."""
+        """Raises ContentError when the evaluator refuses the release, or dies of it."""
         self._timeout_s = config.evaluator.hang_timeout_s
         self._ticket = 0
         self._position = 0
@@ -43,7 +45,9 @@ class ReplayEvaluator:
         self._control = Channel(ours)
         command = [sys.executable, "-P", "-m", "tocsin.processes.evaluator"]
         command += ["--control-fd", str(theirs.fileno()), "--config", config.to_json()]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        pass_fds = [theirs.fileno()]
+        self._process = subprocess.Popen(command, pass_fds=pass_fds, stdin=subprocess.DEVNULL, stderr=self._log)
         theirs.close()
         try:
             self.rules, self.inert_rules = self._load(release)
@@ -64,9 +68,10 @@ class ReplayEvaluator:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
         self._control.close()
+        self._log.close()
 
     def match_named(self, events: Sequence[pb.NamedEvent]) -> list[pb.NamedMatch]:
-        """The rules that named events match. Raises PeerError, WireError; ValueError when it is too much at once."""
+        """The rules that named events match. Raises ContentError, WireError; ValueError when it is too much at once."""
         self._ticket += 1
         payload = pb.NamedEventBatch(events=events).SerializeToString()
         self._send(self._sensor, Message(Kind.NAMED, a=self._ticket, payload=payload))
@@ -79,7 +84,7 @@ class ReplayEvaluator:
             raise WireError(f"{len(answer.payload)} bytes are no NamedMatches: {error}") from error
 
     def match_batch(self, serialised: bytes, end_position: int) -> list[batch_pb2.Detection]:
-        """The detections of a serialised Batch. Raises PeerError, WireError; ValueError when it is too big."""
+        """The detections of a serialised Batch. Raises ContentError, WireError; ValueError when it is too big."""
         start, self._position = self._position, max(self._position + 1, end_position)
         self._send(self._sensor, Message(Kind.BATCH, a=start, b=self._position, payload=serialised))
         self._expect(self._sensor, {Kind.ACK}, self._timeout_s)
@@ -112,10 +117,13 @@ class ReplayEvaluator:
 
     def _send(self, channel: Channel, message: Message) -> None:
         deadline = time.monotonic() + self._timeout_s
-        while not channel.send(message):
-            if time.monotonic() > deadline:
-                raise PeerError(f"the evaluator took nothing for {self._timeout_s} s")
-            time.sleep(SEND_RETRY_S)
+        try:
+            while not channel.send(message):
+                if time.monotonic() > deadline:
+                    raise self._failure(f"took nothing for {self._timeout_s} s")
+                time.sleep(SEND_RETRY_S)
+        except PeerError as error:
+            raise self._failure(str(error)) from error
 
     def _expect(self, channel: Channel, kinds: set[Kind], timeout_s: float) -> Message:
         """The next message of one of the kinds; heartbeats and the like are passed over."""
@@ -123,10 +131,19 @@ class ReplayEvaluator:
         while (left_s := deadline - time.monotonic()) > 0:
             if not select.select([channel], [], [], left_s)[0]:
                 continue
-            message = channel.receive()
+            try:
+                message = channel.receive()
+            except PeerError as error:
+                raise self._failure(str(error)) from error
             if message is not None and message.kind in kinds:
                 return message
-        raise PeerError(f"the evaluator did not answer in {timeout_s} s")
+        raise self._failure(f"did not answer in {timeout_s} s")
+
+    def _failure(self, words: str) -> ContentError:
+        """It died or hangs: on a host the release would be taken back."""
+        self._log.seek(0)
+        last_words = self._log.read()[-LOG_TAIL_BYTES:].decode(errors="replace").strip().rpartition("\n")[2]
+        return ContentError("EVALUATOR_FAILED", f"the evaluator failed on this content: {words}: {last_words}")
 
 
 def refusal_of(payload: bytes) -> ContentError:

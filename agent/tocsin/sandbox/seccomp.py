@@ -10,6 +10,7 @@ The sensor has a deny-list in its place: libbpf's calls differ between kernels.
 import errno
 import os
 import socket
+import termios
 from typing import Final
 
 from tocsin.sandbox.report import UnavailableError
@@ -35,8 +36,8 @@ _DESCRIPTORS: Final = (
     "close close_range dup fcntl fstat lseek pread64 preadv read readv write writev "
     "epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd2 poll ppoll pselect6 select"
 )
-_MESSAGES: Final = "getsockopt recvfrom recvmsg sendmsg sendto shutdown"
-_SOCKETS: Final = "accept accept4 bind connect getpeername getsockname listen setsockopt"
+_MESSAGES: Final = "getpeername getsockname getsockopt recvfrom recvmsg sendmsg sendto setsockopt shutdown"
+_SOCKETS: Final = "accept accept4 bind connect listen"
 _FILES: Final = (
     "access chmod faccessat faccessat2 fchmodat fdatasync fsync fstatfs ftruncate getcwd getdents64 ioctl lstat "
     "newfstatat open openat pipe2 pwrite64 readlink readlinkat renameat renameat2 rename stat statx unlink unlinkat "
@@ -67,6 +68,7 @@ def allow_only(role: str, *, kill: bool = False) -> str:
             _add(filter_, pyseccomp.ALLOW, name)
     _allow_data_memory(filter_)
     _add(filter_, pyseccomp.ALLOW, "tgkill", pyseccomp.Arg(0, pyseccomp.EQ, os.getpid()))
+    _add(filter_, pyseccomp.ALLOW, "ioctl", pyseccomp.Arg(1, pyseccomp.EQ, termios.FIONBIO))  # setblocking
     _add(filter_, pyseccomp.ALLOW, "prlimit64", pyseccomp.Arg(0, pyseccomp.EQ, 0))
     if role == "courier":
         _allow_threads(filter_)

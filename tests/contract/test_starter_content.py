@@ -118,7 +118,7 @@ def test_rule_says_what_an_analyst_needs(path: Path) -> None:
     tactics = {tag.removeprefix("attack.") for tag in rule["tags"]} & TACTICS
     assert tactics, "no tactic"
     assert any(tag.startswith("attack.t1") for tag in rule["tags"]), "no technique"
-    assert path.parent.name in tactics | {"command-and-control"}, "stands in the folder of a tactic that it has not"
+    assert path.parent.name in tactics, "stands in the folder of a tactic that it has not"
 
 
 @pytest.mark.parametrize("path", rule_files(), ids=lambda path: path.stem)

@@ -1,0 +1,67 @@
+"""`make bench`: one table of figures a section, everything measured side by side in this run.
+
+    make bench                          every section
+    make bench ARGS="--quick matcher"   shorter, only some
+    make bench ARGS="--json"            for programs
+
+A section that cannot be measured here says why and what to do; it is no failure,
+for figures depend on the machine and are never asserted. Exit code 2: no such section.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTIONS = {
+    "matcher": "the fast matcher against the plain reference matcher",
+    "pipeline": "from the ring through the evaluator to a gRPC subscriber: CPU time an event",
+    "overhead": "programs that start processes and connect, with the agent against without",
+}
+
+
+def main() -> int:
+    """Measures the sections that are asked for."""
+    about = "\n".join(f"  {name:<10}{words}" for name, words in SECTIONS.items())
+    parser = argparse.ArgumentParser(
+        prog="bench/run.py",
+        description="Measures Tocsin side by side in one run.",
+        epilog=f"sections:\n{about}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("section", nargs="*", choices=[*SECTIONS, []], help="default: all of them")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: coarser figures")
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(ROOT))  # so that the sections are found as bench.<section> from anywhere
+    results = measure(arguments.section or list(SECTIONS), quick=arguments.quick, as_json=arguments.json)
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+    return 0
+
+
+def measure(sections: list[str], *, quick: bool, as_json: bool) -> list[dict[str, object]]:
+    """Measures one section after another; shows each at once."""
+    figures = importlib.import_module("bench.figures")
+    console = Console(stderr=as_json, highlight=False, width=None if sys.stdout.isatty() else 140)
+    results: list[dict[str, object]] = []
+    for name in sections:
+        section = importlib.import_module(f"bench.{name}")
+        try:
+            found = section.measure(quick=quick)
+        except figures.LeftOutError as reason:
+            console.print(f"LEFT OUT: {name}: {reason}\n", style="bold yellow", markup=False)
+            results.append({"section": name, "left_out": str(reason)})
+            continue
+        results.append(figures.as_json(name, found))
+        if not as_json:
+            figures.show(found, console)
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())

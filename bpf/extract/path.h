@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The absolute path of a file, over mount points, as its mount namespace has it. */
+#ifndef TOCSIN_EXTRACT_PATH_H
+#define TOCSIN_EXTRACT_PATH_H
+
+#include "base/record.h"
+
+/* Components of one path. Each costs the verifier some 3,000 instructions; deeper paths lose
+ * their head, and say so. */
+#define PATH_DEPTH 48
+#define NAME_BYTES 255
+/* Set in walk_path's result when the head of the path is missing. */
+#define PATH_CUT 0x80000000U
+
+static __always_inline u32 put_name(struct scratch *s, u32 offset, struct dentry *dentry)
+{
+	struct qstr name;
+	u64 length;
+
+	bpf_probe_read_kernel(&name, sizeof(name), __builtin_preserve_access_index(&dentry->d_name));
+	length = name.len & NAME_BYTES;
+	if (offset < length + 1)
+		return offset | PATH_CUT;
+	offset -= length + 1;
+	offset &= PATH_BYTES - 1;
+	s->path[offset] = '/';
+	bpf_probe_read_kernel(&s->path[(offset + 1) & (PATH_BYTES - 1)], length, name.name);
+	return offset;
+}
+
+/*
+ * Builds the path at the end of the scratch's path area; returns the offset of its first byte
+ * (PATH_BYTES: the root), with PATH_CUT. A global function with scalar arguments is verified
+ * once, not at each call. Names of pseudo files (memfd:x) have no parent and no mount point.
+ */
+__noinline u32 walk_path(u64 vfsmount, u64 dentry_address, u32 slot)
+{
+	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
+	struct vfsmount *vfs = (void *)vfsmount;
+	struct dentry *dentry = (void *)dentry_address, *parent, *root;
+	struct mount *mount, *mount_parent;
+	u32 offset = PATH_BYTES;
+
+	if (!s)
+		return PATH_BYTES | PATH_CUT;
+	mount = (void *)(vfsmount - bpf_core_field_offset(struct mount, mnt));
+	root = BPF_CORE_READ(vfs, mnt_root);
+	for (int i = 0; i < PATH_DEPTH; i++) {
+		parent = BPF_CORE_READ(dentry, d_parent);
+		if (dentry == root) {
+			mount_parent = BPF_CORE_READ(mount, mnt_parent);
+			if (mount_parent == mount)
+				return offset;
+			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+			mount = mount_parent;
+			root = BPF_CORE_READ(mount, mnt.mnt_root);
+			continue;
+		}
+		offset = put_name(s, offset, dentry);
+		if (offset & PATH_CUT || dentry == parent)
+			return offset;
+		dentry = parent;
+	}
+	return offset | PATH_CUT;
+}
+
+/* Appends the path as a field with a tag of two bytes; sets *cut when its head is missing. */
+static __always_inline u64 append_path(struct scratch *s, u64 at, u16 tag, struct path *path,
+				       bool *cut)
+{
+	u32 walked = walk_path((u64)path->mnt, (u64)path->dentry, s->slot);
+	u64 offset = walked & ~PATH_CUT, length = PATH_BYTES - offset;
+	struct long_field *field;
+	u8 *to;
+
+	*cut = walked & PATH_CUT;
+	BARRIER(at);
+	if (at > RECORD_BYTES - PATH_BYTES - sizeof(*field))
+		return RECORD_BYTES + 1;
+	field = (void *)(s->record + at);
+	to = s->record + at + sizeof(*field);
+	BARRIER(length);
+	length &= PATH_BYTES - 1;
+	offset &= PATH_BYTES - 1;
+	if (length == 0) {
+		to[0] = '/';
+		length = 1;
+	} else {
+		bpf_probe_read_kernel(to, length, s->path + offset);
+	}
+	field->tag = tag;
+	put_length(field->length, length);
+	return at + sizeof(*field) + length;
+}
+
+#endif

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * The sensor's programs. Events are written as finished protobuf; wire/event.h is generated from
+ * proto/. Order of reading: base, extract, store, programs.
+ */
+#include "programs/process.h"
+#include "programs/seed.h"
+#include "programs/tcp.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -115,7 +115,9 @@ def _check_ranges(config: Config, where: str) -> None:
     if ring < 4096 or ring & (ring - 1) or ring > 1 << 30:
         raise ConfigError(f"{where}: sensor.ring_bytes: got {ring}, expected a power of two, 4096 to 1 GiB")
     if not 1 <= config.sensor.drain_interval_ms <= 1000:
-        raise ConfigError(f"{where}: sensor.drain_interval_ms: got {config.sensor.drain_interval_ms}, expected 1 to 1000")
+        raise ConfigError(
+            f"{where}: sensor.drain_interval_ms: got {config.sensor.drain_interval_ms}, expected 1 to 1000"
+        )
     if not 4096 <= config.sensor.batch_bytes <= 512 << 10:
         raise ConfigError(f"{where}: sensor.batch_bytes: got {config.sensor.batch_bytes}, expected 4096 to 524288")
     if config.sensor.source not in ("auto", "core", "replay"):

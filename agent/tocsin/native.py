@@ -20,6 +20,6 @@ def library() -> ctypes.CDLL:
     if not PATH.exists():
         raise KernelError(f"{PATH} is missing: run `make build`, or install a wheel for this machine")
     try:
-        return ctypes.CDLL(str(PATH))
+        return ctypes.CDLL(str(PATH), use_errno=True)
     except OSError as error:
         raise KernelError(f"{PATH} cannot be loaded ({error}): run `make build` on this machine") from error

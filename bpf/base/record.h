@@ -16,11 +16,11 @@ static __always_inline struct counters *counters_of_cpu(void)
 	return bpf_map_lookup_elem(&counters, &zero);
 }
 
-#define COUNT(member)                                                                              \
-	do {                                                                                       \
-		struct counters *count_ = counters_of_cpu();                                       \
-		if (count_)                                                                        \
-			__sync_fetch_and_add(&count_->member, 1);                                  \
+#define COUNT(member)                                             \
+	do {                                                      \
+		struct counters *count_ = counters_of_cpu();      \
+		if (count_)                                       \
+			__sync_fetch_and_add(&count_->member, 1); \
 	} while (0)
 
 /* Claimed by exchange: an interrupt, or a task that preempts this one, takes the next slot. */

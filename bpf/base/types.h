@@ -16,14 +16,14 @@ typedef __u16 u16;
 typedef __u32 u32;
 typedef __u64 u64;
 
-#define AF_INET 2
-#define AF_INET6 10
+#define AF_INET            2
+#define AF_INET6           10
 #define IPPROTO_TCP_NUMBER 6
-#define S_IFMT 0170000
-#define S_IFSOCK 0140000
-#define PF_KTHREAD 0x00200000
-#define SIGNAL_GROUP_EXIT 0x4
-#define TASK_COMM_LEN 16
+#define S_IFMT             0170000
+#define S_IFSOCK           0140000
+#define PF_KTHREAD         0x00200000
+#define SIGNAL_GROUP_EXIT  0x4
+#define TASK_COMM_LEN      16
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 

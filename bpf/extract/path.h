@@ -17,7 +17,8 @@ static __always_inline u32 put_name(struct scratch *s, u32 offset, struct dentry
 	struct qstr name;
 	u64 length;
 
-	bpf_probe_read_kernel(&name, sizeof(name), __builtin_preserve_access_index(&dentry->d_name));
+	bpf_probe_read_kernel(&name, sizeof(name),
+			      __builtin_preserve_access_index(&dentry->d_name));
 	length = name.len & NAME_BYTES;
 	if (offset < length + 1)
 		return offset | PATH_CUT;

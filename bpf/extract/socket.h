@@ -10,17 +10,17 @@
 #define SOCK_DONE_BIT 1
 
 #define TCP_ESTABLISHED 1
-#define TCP_SYN_SENT 2
-#define TCP_SYN_RECV 3
-#define TCP_FIN_WAIT1 4
-#define TCP_FIN_WAIT2 5
-#define TCP_CLOSE 7
-#define TCP_CLOSE_WAIT 8
-#define TCP_LAST_ACK 9
-#define TCP_LISTEN 10
-#define TCP_CLOSING 11
-#define SHUTDOWN_BOTH 3
-#define SEND_SHUTDOWN 2
+#define TCP_SYN_SENT    2
+#define TCP_SYN_RECV    3
+#define TCP_FIN_WAIT1   4
+#define TCP_FIN_WAIT2   5
+#define TCP_CLOSE       7
+#define TCP_CLOSE_WAIT  8
+#define TCP_LAST_ACK    9
+#define TCP_LISTEN      10
+#define TCP_CLOSING     11
+#define SHUTDOWN_BOTH   3
+#define SEND_SHUTDOWN   2
 
 static __always_inline bool is_tcp(struct sock *sk)
 {
@@ -59,9 +59,9 @@ static __always_inline u64 append_address(struct scratch *s, u64 at, u8 tag, str
 	if (ipv6) {
 		put_length(field->length, 16);
 		if (local)
-			bpf_probe_read_kernel(to, 16,
-					      __builtin_preserve_access_index(
-						      &sk->__sk_common.skc_v6_rcv_saddr));
+			bpf_probe_read_kernel(
+				to, 16,
+				__builtin_preserve_access_index(&sk->__sk_common.skc_v6_rcv_saddr));
 		else
 			bpf_probe_read_kernel(
 				to, 16,

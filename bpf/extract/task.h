@@ -8,32 +8,32 @@
 #define NO_LOGIN 0xffffffffU
 
 /* READ is DIRECT where the verifier knows the task's type, BPF_CORE_READ elsewhere. */
-#define FILL_TASK(w, task, READ)                                                                   \
-	do {                                                                                       \
-		(w)->pid = READ(task, tgid);                                                       \
-		(w)->tid = READ(task, pid);                                                        \
-		(w)->start_boottime_ns = READ(task, group_leader, start_boottime);                 \
-		(w)->ppid = READ(task, real_parent, tgid);                                         \
-		(w)->uid = READ(task, cred, uid.val);                                              \
-		(w)->euid = READ(task, cred, euid.val);                                            \
-		(w)->gid = READ(task, cred, gid.val);                                              \
-		(w)->egid = READ(task, cred, egid.val);                                            \
-		(w)->suid = READ(task, cred, suid.val);                                            \
-		(w)->sgid = READ(task, cred, sgid.val);                                            \
-		(w)->cgroup_id = READ(task, cgroups, dfl_cgrp, kn, id);                            \
-		(w)->mnt_ns = READ(task, nsproxy, mnt_ns, ns.inum);                                \
-		(w)->net_ns = READ(task, nsproxy, net_ns, ns.inum);                                \
-		(w)->pid_ns = READ(task, nsproxy, pid_ns_for_children, ns.inum);                   \
-		(w)->uts_ns = READ(task, nsproxy, uts_ns, ns.inum);                                \
-		(w)->ipc_ns = READ(task, nsproxy, ipc_ns, ns.inum);                                \
-		(w)->cgroup_ns = READ(task, nsproxy, cgroup_ns, ns.inum);                          \
-		(w)->user_ns = READ(task, cred, user_ns, ns.inum);                                 \
-		(w)->login_uid = NO_LOGIN;                                                         \
-		(w)->session_id = NO_LOGIN;                                                        \
-		if (bpf_core_field_exists(struct task_struct, loginuid)) {                         \
-			(w)->login_uid = READ(task, loginuid.val);                                 \
-			(w)->session_id = READ(task, sessionid);                                   \
-		}                                                                                  \
+#define FILL_TASK(w, task, READ)                                                   \
+	do {                                                                       \
+		(w)->pid = READ(task, tgid);                                       \
+		(w)->tid = READ(task, pid);                                        \
+		(w)->start_boottime_ns = READ(task, group_leader, start_boottime); \
+		(w)->ppid = READ(task, real_parent, tgid);                         \
+		(w)->uid = READ(task, cred, uid.val);                              \
+		(w)->euid = READ(task, cred, euid.val);                            \
+		(w)->gid = READ(task, cred, gid.val);                              \
+		(w)->egid = READ(task, cred, egid.val);                            \
+		(w)->suid = READ(task, cred, suid.val);                            \
+		(w)->sgid = READ(task, cred, sgid.val);                            \
+		(w)->cgroup_id = READ(task, cgroups, dfl_cgrp, kn, id);            \
+		(w)->mnt_ns = READ(task, nsproxy, mnt_ns, ns.inum);                \
+		(w)->net_ns = READ(task, nsproxy, net_ns, ns.inum);                \
+		(w)->pid_ns = READ(task, nsproxy, pid_ns_for_children, ns.inum);   \
+		(w)->uts_ns = READ(task, nsproxy, uts_ns, ns.inum);                \
+		(w)->ipc_ns = READ(task, nsproxy, ipc_ns, ns.inum);                \
+		(w)->cgroup_ns = READ(task, nsproxy, cgroup_ns, ns.inum);          \
+		(w)->user_ns = READ(task, cred, user_ns, ns.inum);                 \
+		(w)->login_uid = NO_LOGIN;                                         \
+		(w)->session_id = NO_LOGIN;                                        \
+		if (bpf_core_field_exists(struct task_struct, loginuid)) {         \
+			(w)->login_uid = READ(task, loginuid.val);                 \
+			(w)->session_id = READ(task, sessionid);                   \
+		}                                                                  \
 	} while (0)
 
 /* What has no scalar type everywhere: capabilities (8 bytes in every version) and the name. */

@@ -8,18 +8,18 @@
 
 /* The longest record: three paths or argv of 4 KiB, two processes, one stored image, one body. */
 #define RECORD_BYTES 20480
-#define PATH_BYTES 4096
-#define ARGV_BYTES 4096
+#define PATH_BYTES   4096
+#define ARGV_BYTES   4096
 /* Image of a process as it is kept; with its header it fills a kmalloc-2k object. */
 #define IMAGE_BYTES 1920
 /* Records that one CPU can have in the making: process context, softirq, hardirq. */
 #define SCRATCH_SLOTS 3
 /* One more for the iterators, which sleep. */
-#define SEED_SLOT SCRATCH_SLOTS
-#define EVENT_TYPES 8
-#define MAX_PROCESSES 65536
+#define SEED_SLOT       SCRATCH_SLOTS
+#define EVENT_TYPES     8
+#define MAX_PROCESSES   65536
 #define MAX_CONNECTIONS 65536
-#define MAX_LISTENERS 4096
+#define MAX_LISTENERS   4096
 
 /* exe, cwd, argv of a process: the bytes of Process's fields 16-22, as they go into a record. */
 struct image {

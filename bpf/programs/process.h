@@ -179,8 +179,8 @@ int on_exit(unsigned long long *ctx)
 	w->code = (status >> 8) & 0xff;
 	w->signal = status & 0x7f;
 	w->core_dumped = (status >> 7) & 1;
-	w->run_time_ns = ((struct wire_header *)s->record)->boottime_ns -
-			 task->group_leader->start_boottime;
+	w->run_time_ns =
+		((struct wire_header *)s->record)->boottime_ns - task->group_leader->start_boottime;
 	body->tag = TOCSIN_TAG_EVENT_EXIT;
 	put_length(body->length, sizeof(*w));
 	submit(s, TOCSIN_EVENT_TYPE_EXIT, at + sizeof(*body) + sizeof(*w));

@@ -45,8 +45,8 @@ static __always_inline u64 append_tcp(struct scratch *s, u64 at, struct sock *sk
 	w->error = facts->error;
 	w->source_port = outbound ? local : remote;
 	w->destination_port = outbound ? remote : local;
-	w->duration_ns = ((struct wire_header *)s->record)->boottime_ns -
-			 connection->since_boottime_ns;
+	w->duration_ns =
+		((struct wire_header *)s->record)->boottime_ns - connection->since_boottime_ns;
 	w->sent_bytes = 0;
 	w->received_bytes = 0;
 	if (facts->type == TOCSIN_EVENT_TYPE_TCP_CLOSE) {
@@ -86,8 +86,8 @@ static __always_inline void tell(struct sock *sk, struct connection *connection,
 /* connect(2): the kernel is in the process's context, the outcome is not known yet. */
 static __always_inline void begin_connect(struct sock *sk)
 {
-	struct tcp_facts facts = { .type = TOCSIN_EVENT_TYPE_TCP_CONNECT,
-				   .outcome = TOCSIN_CONNECT_OUTCOME_PENDING };
+	struct tcp_facts facts = {.type = TOCSIN_EVENT_TYPE_TCP_CONNECT,
+				  .outcome = TOCSIN_CONNECT_OUTCOME_PENDING};
 	struct connection *connection;
 	struct scratch *s = claim();
 
@@ -97,19 +97,17 @@ static __always_inline void begin_connect(struct sock *sk)
 		COUNT(sequence);
 		return;
 	}
-	connection = new_connection(s, (void *)bpf_get_current_task(),
-				    TOCSIN_DIRECTION_OUTBOUND);
+	connection = new_connection(s, (void *)bpf_get_current_task(), TOCSIN_DIRECTION_OUTBOUND);
 	connection->pending = 1;
 	if (!store_connection(connection, sk, BPF_ANY))
 		tell(sk, connection, &facts); /* it cannot be followed: tell the attempt */
 	release(s);
 }
 
-static __always_inline void end_connect(struct sock *sk, struct connection *connection,
-					int state)
+static __always_inline void end_connect(struct sock *sk, struct connection *connection, int state)
 {
-	struct tcp_facts facts = { .type = TOCSIN_EVENT_TYPE_TCP_CONNECT,
-				   .outcome = TOCSIN_CONNECT_OUTCOME_ESTABLISHED };
+	struct tcp_facts facts = {.type = TOCSIN_EVENT_TYPE_TCP_CONNECT,
+				  .outcome = TOCSIN_CONNECT_OUTCOME_ESTABLISHED};
 
 	if (state == TCP_CLOSE) {
 		facts.error = BPF_CORE_READ(sk, sk_err);
@@ -134,14 +132,13 @@ static __always_inline bool ends_for_owner(struct sock *sk, int state)
 static __always_inline void end_connection(struct sock *sk, struct connection *connection,
 					   int old_state, int state)
 {
-	struct tcp_facts facts = { .type = TOCSIN_EVENT_TYPE_TCP_CLOSE,
-				   .outcome = TOCSIN_CONNECT_OUTCOME_ESTABLISHED };
+	struct tcp_facts facts = {.type = TOCSIN_EVENT_TYPE_TCP_CLOSE,
+				  .outcome = TOCSIN_CONNECT_OUTCOME_ESTABLISHED};
 
 	/* On the way to FIN_WAIT1 and LAST_ACK the state changes before the FIN is queued. */
-	facts.fin_written = state == TCP_CLOSE && (old_state == TCP_FIN_WAIT1 ||
-						   old_state == TCP_FIN_WAIT2 ||
-						   old_state == TCP_CLOSING ||
-						   old_state == TCP_LAST_ACK);
+	facts.fin_written = state == TCP_CLOSE &&
+			    (old_state == TCP_FIN_WAIT1 || old_state == TCP_FIN_WAIT2 ||
+			     old_state == TCP_CLOSING || old_state == TCP_LAST_ACK);
 	connection->closed = 1;
 	tell(sk, connection, &facts);
 }
@@ -172,11 +169,11 @@ int BPF_PROG(on_tcp_state, struct sock *sk, int old_state, int state)
 }
 
 #if defined(__TARGET_ARCH_x86)
-#define NR_ACCEPT 43
-#define NR_ACCEPT4 288
-#define NR_COMPAT_ACCEPT4 364
+#define NR_ACCEPT            43
+#define NR_ACCEPT4           288
+#define NR_COMPAT_ACCEPT4    364
 #define NR_COMPAT_SOCKETCALL 102
-#define TS_COMPAT 2
+#define TS_COMPAT            2
 /* The number of accept and accept4, also as a 32-bit process calls them. */
 static __always_inline bool is_accept(struct pt_regs *regs)
 {
@@ -191,7 +188,7 @@ static __always_inline bool is_accept(struct pt_regs *regs)
 	return number == NR_ACCEPT || number == NR_ACCEPT4;
 }
 #elif defined(__TARGET_ARCH_arm64)
-#define NR_ACCEPT 202
+#define NR_ACCEPT  202
 #define NR_ACCEPT4 242
 static __always_inline bool is_accept(struct pt_regs *regs)
 {
@@ -224,8 +221,8 @@ static __always_inline struct sock *tcp_of_fd(struct task_struct *task, u32 fd)
 SEC("tp_btf/sys_exit")
 int BPF_PROG(on_accept, struct pt_regs *regs, long result)
 {
-	struct tcp_facts facts = { .type = TOCSIN_EVENT_TYPE_TCP_ACCEPT,
-				   .outcome = TOCSIN_CONNECT_OUTCOME_ESTABLISHED };
+	struct tcp_facts facts = {.type = TOCSIN_EVENT_TYPE_TCP_ACCEPT,
+				  .outcome = TOCSIN_CONNECT_OUTCOME_ESTABLISHED};
 	struct connection *connection;
 	struct task_struct *task;
 	struct scratch *s;

@@ -26,8 +26,7 @@ static __always_inline struct image *find_image(u32 pid, u64 start_boottime_ns)
 }
 
 /* Appends a stored image; a record without one says so with `missing`, unless none is due. */
-static __always_inline u64 append_image(struct scratch *s, u64 at, struct image *image,
-					u32 missing)
+static __always_inline u64 append_image(struct scratch *s, u64 at, struct image *image, u32 missing)
 {
 	u64 generation, length;
 

@@ -1,0 +1,1 @@
+"""What user space adds to events: users; bounded, never blocking."""

@@ -1,0 +1,1 @@
+"""Kernel side: choose the source, verify and load the eBPF objects, attach them."""

@@ -1,0 +1,160 @@
+"""The source `core`: eBPF programs through libbpf and CO-RE.
+
+Programs stay attached as long as somebody holds their links: this process, or
+the monitor, to which `handover` gives them. A later sensor resumes from those
+descriptors at the committed position, and nothing is lost between. Nothing is
+pinned: when the agent is gone, so are its programs.
+"""
+
+import os
+import struct
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+from tocsin.api.event.v1.batch_pb2 import SOURCE_CORE, LossCounter, Source, TypeCounter
+from tocsin.api.event.v1.event_pb2 import (
+    EVENT_TYPE_LOSS,
+    LOSS_REASON_RECORD_TOO_BIG,
+    LOSS_REASON_RING_FULL,
+    LOSS_REASON_SCRATCH_BUSY,
+    EventType,
+)
+from tocsin.config import SensorConfig
+from tocsin.errors import KernelError
+from tocsin.kernel import libbpf
+from tocsin.kernel.objects import read_object
+from tocsin.kernel.source import Drained, SourceCounters
+from tocsin.ring.drain import Ring
+
+OBJECT: Final = "sensor.bpf.o"
+BTF: Final = Path("/sys/kernel/btf/vmlinux")
+CAP_PERFMON: Final = 38
+CAP_BPF: Final = 39
+CAP_SYS_ADMIN: Final = 21
+
+_MAPS: Final = ("events", "counters", "drained")
+_ITERATORS: Final = ("seed_images", "seed_connections")
+EVENT_TYPES: Final = 8
+_COUNTERS: Final = struct.Struct(f"<Q{EVENT_TYPES * 4}QQQ")
+"""struct counters of bpf/maps/maps.h."""
+_DRAINED: Final = struct.Struct("<QQ")
+"""struct drained of bpf/maps/maps.h."""
+_REASONS: Final = (LOSS_REASON_RING_FULL, LOSS_REASON_SCRATCH_BUSY, LOSS_REASON_RECORD_TOO_BIG)
+
+
+def open_core(config: SensorConfig, kept_fds: list[int]) -> "CoreSource":
+    """Loads and attaches the programs, or resumes from the descriptors of an earlier handover.
+
+    Raises KernelError that says what is missing and what to do.
+    """
+    if kept_fds:
+        return CoreSource(kept_fds, None)
+    check_requirements()
+    loaded = libbpf.BpfObject(read_object(OBJECT), OBJECT)
+    loaded.resize("events", config.ring_bytes)
+    try:
+        loaded.load()
+        links = loaded.attach()
+    except KernelError:
+        loaded.close()
+        raise
+    first = [loaded.map_fd(name) for name in _MAPS] + [links.pop(name) for name in _ITERATORS]
+    return CoreSource([*first, *links.values()], loaded)
+
+
+def check_requirements() -> None:
+    """Raises KernelError for the first thing that eBPF needs and this process or host lacks."""
+    effective = int(_status_field("CapEff"), 16)
+    needed = {"CAP_BPF": CAP_BPF, "CAP_PERFMON": CAP_PERFMON}
+    missing = [name for name, bit in needed.items() if not effective >> bit & 1]
+    if missing and not effective >> CAP_SYS_ADMIN & 1:
+        raise KernelError(f"no privilege to load eBPF: {' and '.join(missing)} missing; run as root (sudo make run)")
+    if not BTF.exists():
+        raise KernelError(
+            f"{BTF} is missing: this kernel ({os.uname().release}) has no BTF (CONFIG_DEBUG_INFO_BTF); "
+            "use your distribution's kernel, 5.11 or newer"
+        )
+
+
+def _status_field(name: str) -> str:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return line.split()[1]
+    raise KernelError(f"/proc/self/status has no {name}: mount /proc")
+
+
+class CoreSource:
+    """An EventSource on the kernel's ring buffer."""
+
+    kind: Source.ValueType = SOURCE_CORE
+
+    def __init__(self, fds: list[int], loaded: libbpf.BpfObject | None) -> None:
+        """`fds`: maps, iterator links, program links, in the order of `handover`."""
+        if len(fds) <= len(_MAPS) + len(_ITERATORS):
+            raise KernelError(f"got {len(fds)} descriptors to resume from: not a handover of this version")
+        self._fds = fds
+        self._loaded = loaded
+        self._ring_fd, self._counters_fd, self._drained_fd = fds[: len(_MAPS)]
+        self._images_link, self._connections_link = fds[len(_MAPS) : len(_MAPS) + len(_ITERATORS)]
+        self._ring = Ring(self._ring_fd, libbpf.max_entries(self._ring_fd))
+        self._position, self._events = _DRAINED.unpack(libbpf.lookup(self._drained_fd, _DRAINED.size)[0])
+        self._uncommitted: deque[tuple[int, int]] = deque()
+        self._ring.commit(self._position)  # the last sensor may have died between the two marks
+
+    def drain(self, max_bytes: int) -> Drained:
+        """See EventSource."""
+        start, first = self._position, self._events
+        body, end, count, malformed = self._ring.drain(start, max_bytes)
+        if end != start:
+            self._position, self._events = end, first + count
+            self._uncommitted.append((end, self._events))
+        return Drained(body, count, start, end, first, malformed)
+
+    def commit(self, position: int) -> None:
+        """See EventSource. The mark that survives this process is set before the space is given back."""
+        newest: tuple[int, int] | None = None
+        while self._uncommitted and self._uncommitted[0][0] <= position:
+            newest = self._uncommitted.popleft()
+        if newest is not None:
+            libbpf.update(self._drained_fd, _DRAINED.pack(*newest))
+            self._ring.commit(newest[0])
+
+    def counters(self) -> SourceCounters:
+        """See EventSource; summed over the CPUs."""
+        per_cpu = libbpf.lookup(self._counters_fd, _COUNTERS.size, per_cpu=True)
+        totals = [sum(column) for column in zip(*(_COUNTERS.unpack(raw) for raw in per_cpu), strict=True)]
+        table = [totals[1 + i * EVENT_TYPES : 1 + (i + 1) * EVENT_TYPES] for i in range(4)]
+        types = [
+            TypeCounter(
+                event_type=EventType.ValueType(kind),
+                generated=table[0][kind],
+                lost=[
+                    LossCounter(reason=reason, count=lost[kind])
+                    for reason, lost in zip(_REASONS, table[1:], strict=True)
+                    if lost[kind]
+                ],
+            )
+            for kind in range(1, EVENT_TYPE_LOSS)
+        ]
+        return SourceCounters(types, images_missing=totals[-2], images_dropped=totals[-1])
+
+    def seed(self) -> int:
+        """See EventSource. Connections take two passes: listening ports, then their connections."""
+        seeded = len(libbpf.run_iterator(self._images_link)) // 4
+        libbpf.run_iterator(self._connections_link)
+        libbpf.run_iterator(self._connections_link)
+        return seeded
+
+    def handover(self) -> list[int]:
+        """See EventSource."""
+        return list(self._fds)
+
+    def close(self) -> None:
+        """See EventSource."""
+        self._ring.close()
+        if self._loaded is not None:
+            self._loaded.close()
+        else:
+            for fd in self._fds:
+                os.close(fd)

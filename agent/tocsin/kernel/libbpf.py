@@ -1,0 +1,181 @@
+"""libbpf, as far as the sensor needs it: open, load, attach, iterate, read maps.
+
+Thin: each function is one of libbpf's, with its error turned into a KernelError.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from functools import cache
+from typing import Final
+
+from tocsin.errors import KernelError
+
+SONAME: Final = "libbpf.so.1"
+LOG_LINES: Final = 12
+_PRINT = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+_FUNCTIONS: Final = (
+    ("libbpf_set_print", c_void_p, (c_void_p,)),
+    ("bpf_object__open_mem", c_void_p, (c_char_p, c_size_t, c_void_p)),
+    ("bpf_object__load", c_int, (c_void_p,)),
+    ("bpf_object__close", None, (c_void_p,)),
+    ("bpf_object__next_program", c_void_p, (c_void_p, c_void_p)),
+    ("bpf_object__find_map_by_name", c_void_p, (c_void_p, c_char_p)),
+    ("bpf_program__name", c_char_p, (c_void_p,)),
+    ("bpf_program__section_name", c_char_p, (c_void_p,)),
+    ("bpf_program__attach", c_void_p, (c_void_p,)),
+    ("bpf_program__attach_iter", c_void_p, (c_void_p, c_void_p)),
+    ("bpf_link__fd", c_int, (c_void_p,)),
+    ("bpf_link__destroy", c_int, (c_void_p,)),
+    ("bpf_map__fd", c_int, (c_void_p,)),
+    ("bpf_map__set_max_entries", c_int, (c_void_p, c_uint32)),
+    ("bpf_iter_create", c_int, (c_int,)),
+    ("bpf_map_lookup_elem", c_int, (c_int, c_void_p, c_void_p)),
+    ("bpf_map_update_elem", c_int, (c_int, c_void_p, c_void_p, c_uint64)),
+    ("bpf_obj_get_info_by_fd", c_int, (c_int, c_void_p, POINTER(c_uint32))),
+    ("libbpf_num_possible_cpus", c_int, ()),
+)
+
+
+@cache
+def bpf() -> ctypes.CDLL:
+    """The library. Raises KernelError where it is missing."""
+    try:
+        found = ctypes.CDLL(SONAME, use_errno=True)
+    except OSError as error:
+        raise KernelError(
+            f"{SONAME} is missing ({error}): install libbpf1 (Debian, Ubuntu) or libbpf (Fedora)"
+        ) from error
+    for name, result, arguments in _FUNCTIONS:
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, list(arguments)
+    return found
+
+
+class _Log:
+    """What libbpf said last: the reason of a refusal."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._format = ctypes.CDLL(None).vsnprintf
+        self._format.argtypes = [c_char_p, c_size_t, c_char_p, c_void_p]
+        self._callback = _PRINT(self._take)
+        bpf().libbpf_set_print(ctypes.cast(self._callback, c_void_p))
+
+    def _take(self, level: int, form: bytes, arguments: int) -> int:
+        if level < 2:  # warnings; the rest is chatter
+            text = ctypes.create_string_buffer(65536)
+            self._format(text, len(text), form, arguments)
+            self.lines += [line for line in text.value.decode(errors="replace").splitlines() if line.strip()]
+            del self.lines[: -LOG_LINES * 4]
+        return 0
+
+    def tail(self) -> str:
+        """The last lines, in one."""
+        lines, self.lines = self.lines[-LOG_LINES:], []
+        return " | ".join(lines)
+
+
+@cache
+def _log() -> _Log:
+    return _Log()
+
+
+class BpfObject:
+    """An eBPF object in memory."""
+
+    def __init__(self, raw: bytes, name: str) -> None:
+        """Opens the object; nothing reaches the kernel yet."""
+        _log()
+        self.name = name
+        self._raw = raw  # libbpf reads from it until load
+        self._object = bpf().bpf_object__open_mem(raw, len(raw), None)
+        if not self._object:
+            raise KernelError(f"{name}: not an eBPF object: {os.strerror(ctypes.get_errno())}; {_log().tail()}")
+        self._links: list[int] = []
+
+    def resize(self, map_name: str, max_entries: int) -> None:
+        """Sets the size of a map, before load."""
+        bpf().bpf_map__set_max_entries(self._map(map_name), max_entries)
+
+    def load(self) -> None:
+        """Verifies and loads all programs and maps."""
+        code = bpf().bpf_object__load(self._object)
+        if code:
+            kernel = os.uname().release
+            why = os.strerror(-code)
+            raise KernelError(f"{self.name}: kernel {kernel} refuses the eBPF programs: {why}; {_log().tail()}")
+
+    def programs(self) -> Iterator[tuple[str, str, int]]:
+        """(name, section, pointer) of each program."""
+        pointer = None
+        while pointer := bpf().bpf_object__next_program(self._object, pointer):
+            yield (
+                bpf().bpf_program__name(pointer).decode(),
+                bpf().bpf_program__section_name(pointer).decode(),
+                pointer,
+            )
+
+    def attach(self) -> dict[str, int]:
+        """Attaches every program; link descriptors by program name. Iterators get a link without effect."""
+        out: dict[str, int] = {}
+        for name, section, pointer in self.programs():
+            iterator = section.startswith("iter")
+            link = bpf().bpf_program__attach_iter(pointer, None) if iterator else bpf().bpf_program__attach(pointer)
+            if not link:
+                why = os.strerror(ctypes.get_errno())
+                raise KernelError(f"{self.name}: cannot attach {name} ({section}): {why}; {_log().tail()}")
+            self._links.append(link)
+            out[name] = bpf().bpf_link__fd(link)
+        return out
+
+    def map_fd(self, name: str) -> int:
+        """Descriptor of a map, after load."""
+        return int(bpf().bpf_map__fd(self._map(name)))
+
+    def close(self) -> None:
+        """Destroys links and object. Descriptors that were duplicated stay."""
+        for link in self._links:
+            bpf().bpf_link__destroy(link)
+        self._links.clear()
+        bpf().bpf_object__close(self._object)
+
+    def _map(self, name: str) -> int:
+        found = bpf().bpf_object__find_map_by_name(self._object, name.encode())
+        if not found:
+            raise KernelError(f"{self.name}: has no map {name}: it does not belong to this version")
+        return int(found)
+
+
+def max_entries(map_fd: int) -> int:
+    """Size of a map. struct bpf_map_info: type, id, key_size, value_size, max_entries."""
+    info = (c_uint32 * 64)()
+    size = c_uint32(ctypes.sizeof(info))
+    if bpf().bpf_obj_get_info_by_fd(map_fd, info, byref(size)):
+        raise KernelError(f"cannot ask about map descriptor {map_fd}: {os.strerror(ctypes.get_errno())}")
+    return int(info[4])
+
+
+def lookup(map_fd: int, value_bytes: int, *, per_cpu: bool = False) -> list[bytes]:
+    """Value of key 0: one, or one for each possible CPU."""
+    copies = int(bpf().libbpf_num_possible_cpus()) if per_cpu else 1
+    value = ctypes.create_string_buffer(value_bytes * copies)
+    if bpf().bpf_map_lookup_elem(map_fd, byref(c_uint32(0)), value):
+        raise KernelError(f"cannot read map descriptor {map_fd}: {os.strerror(ctypes.get_errno())}")
+    return [value.raw[i * value_bytes : (i + 1) * value_bytes] for i in range(copies)]
+
+
+def update(map_fd: int, value: bytes) -> None:
+    """Sets the value of key 0."""
+    if bpf().bpf_map_update_elem(map_fd, byref(c_uint32(0)), value, 0):
+        raise KernelError(f"cannot write map descriptor {map_fd}: {os.strerror(ctypes.get_errno())}")
+
+
+def run_iterator(link_fd: int) -> bytes:
+    """Runs an iterator to its end; what it wrote."""
+    fd = bpf().bpf_iter_create(link_fd)
+    if fd < 0:
+        raise KernelError(f"cannot run an iterator: {os.strerror(ctypes.get_errno())}")
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        return file.read()

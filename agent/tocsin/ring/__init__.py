@@ -1,0 +1,1 @@
+"""The ring buffer: drained in bulk, framed as a batch."""

@@ -100,8 +100,8 @@ def _checked(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
     for key, value in values.items():
         if key not in kinds:
             raise ConfigError(f"{where}{key} is no setting; known: {', '.join(sorted(kinds))}")
-        expected = {"str": str, "int": int, "float": (int, float)}.get(_type_name(kinds[key]))
-        if expected is None or isinstance(value, bool) or not isinstance(value, expected):
+        expected: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+        if isinstance(value, bool) or not isinstance(value, expected[_type_name(kinds[key])]):
             raise ConfigError(f"{where}{key}: got {value!r}, expected {_type_name(kinds[key])}")
     return values
 

@@ -43,7 +43,7 @@ class Ring:
         return int(self._library.tocsin_ring_producer(self._ring))
 
     def drain(self, start: int, max_bytes: int) -> tuple[bytes, int, int, int]:
-        """Framed records from `start`: (body, end position, count, malformed). `max_bytes` holds one record at least."""
+        """Framed records from `start`: (body, end position, count, malformed); room for one record at least."""
         capacity = max(max_bytes, MAX_RECORD_BYTES + 64)
         if len(self._buffer) < capacity:
             self._buffer = ctypes.create_string_buffer(capacity)

@@ -69,11 +69,11 @@ static __always_inline struct scratch *begin(u8 type, u64 *at)
 	}
 	header = (void *)s->record;
 	wire_header_tags(header);
-	header->boottime_ns = bpf_ktime_get_boot_ns();
-	header->cpu_sequence = sequence;
-	header->cpu = bpf_get_smp_processor_id();
-	header->flags = 0;
-	header->type = type;
+	WIRE_PUT(header, boottime_ns, bpf_ktime_get_boot_ns());
+	WIRE_PUT(header, cpu_sequence, sequence);
+	WIRE_PUT(header, cpu, bpf_get_smp_processor_id());
+	WIRE_PUT(header, flags, 0);
+	WIRE_PUT(header, type, type);
 	*at = sizeof(*header);
 	return s;
 }

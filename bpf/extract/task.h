@@ -8,32 +8,32 @@
 #define NO_LOGIN 0xffffffffU
 
 /* READ is DIRECT where the verifier knows the task's type, BPF_CORE_READ elsewhere. */
-#define FILL_TASK(w, task, READ)                                                   \
-	do {                                                                       \
-		(w)->pid = READ(task, tgid);                                       \
-		(w)->tid = READ(task, pid);                                        \
-		(w)->start_boottime_ns = READ(task, group_leader, start_boottime); \
-		(w)->ppid = READ(task, real_parent, tgid);                         \
-		(w)->uid = READ(task, cred, uid.val);                              \
-		(w)->euid = READ(task, cred, euid.val);                            \
-		(w)->gid = READ(task, cred, gid.val);                              \
-		(w)->egid = READ(task, cred, egid.val);                            \
-		(w)->suid = READ(task, cred, suid.val);                            \
-		(w)->sgid = READ(task, cred, sgid.val);                            \
-		(w)->cgroup_id = READ(task, cgroups, dfl_cgrp, kn, id);            \
-		(w)->mnt_ns = READ(task, nsproxy, mnt_ns, ns.inum);                \
-		(w)->net_ns = READ(task, nsproxy, net_ns, ns.inum);                \
-		(w)->pid_ns = READ(task, nsproxy, pid_ns_for_children, ns.inum);   \
-		(w)->uts_ns = READ(task, nsproxy, uts_ns, ns.inum);                \
-		(w)->ipc_ns = READ(task, nsproxy, ipc_ns, ns.inum);                \
-		(w)->cgroup_ns = READ(task, nsproxy, cgroup_ns, ns.inum);          \
-		(w)->user_ns = READ(task, cred, user_ns, ns.inum);                 \
-		(w)->login_uid = NO_LOGIN;                                         \
-		(w)->session_id = NO_LOGIN;                                        \
-		if (bpf_core_field_exists(struct task_struct, loginuid)) {         \
-			(w)->login_uid = READ(task, loginuid.val);                 \
-			(w)->session_id = READ(task, sessionid);                   \
-		}                                                                  \
+#define FILL_TASK(w, task, READ)                                                          \
+	do {                                                                              \
+		WIRE_PUT(w, pid, READ(task, tgid));                                       \
+		WIRE_PUT(w, tid, READ(task, pid));                                        \
+		WIRE_PUT(w, start_boottime_ns, READ(task, group_leader, start_boottime)); \
+		WIRE_PUT(w, ppid, READ(task, real_parent, tgid));                         \
+		WIRE_PUT(w, uid, READ(task, cred, uid.val));                              \
+		WIRE_PUT(w, euid, READ(task, cred, euid.val));                            \
+		WIRE_PUT(w, gid, READ(task, cred, gid.val));                              \
+		WIRE_PUT(w, egid, READ(task, cred, egid.val));                            \
+		WIRE_PUT(w, suid, READ(task, cred, suid.val));                            \
+		WIRE_PUT(w, sgid, READ(task, cred, sgid.val));                            \
+		WIRE_PUT(w, cgroup_id, READ(task, cgroups, dfl_cgrp, kn, id));            \
+		WIRE_PUT(w, mnt_ns, READ(task, nsproxy, mnt_ns, ns.inum));                \
+		WIRE_PUT(w, net_ns, READ(task, nsproxy, net_ns, ns.inum));                \
+		WIRE_PUT(w, pid_ns, READ(task, nsproxy, pid_ns_for_children, ns.inum));   \
+		WIRE_PUT(w, uts_ns, READ(task, nsproxy, uts_ns, ns.inum));                \
+		WIRE_PUT(w, ipc_ns, READ(task, nsproxy, ipc_ns, ns.inum));                \
+		WIRE_PUT(w, cgroup_ns, READ(task, nsproxy, cgroup_ns, ns.inum));          \
+		WIRE_PUT(w, user_ns, READ(task, cred, user_ns, ns.inum));                 \
+		WIRE_PUT(w, login_uid, NO_LOGIN);                                         \
+		WIRE_PUT(w, session_id, NO_LOGIN);                                        \
+		if (bpf_core_field_exists(struct task_struct, loginuid)) {                \
+			WIRE_PUT(w, login_uid, READ(task, loginuid.val));                 \
+			WIRE_PUT(w, session_id, READ(task, sessionid));                   \
+		}                                                                         \
 	} while (0)
 
 /* What has no scalar type everywhere: capabilities (8 bytes in every version) and the name. */
@@ -49,8 +49,8 @@ static __always_inline u64 fill_rest(u8 *to, struct task_struct *task)
 			      __builtin_preserve_access_index(&cred->cap_effective));
 	bpf_probe_read_kernel(&permitted, sizeof(permitted),
 			      __builtin_preserve_access_index(&cred->cap_permitted));
-	w->cap_effective = effective;
-	w->cap_permitted = permitted;
+	WIRE_PUT(w, cap_effective, effective);
+	WIRE_PUT(w, cap_permitted, permitted);
 	length = bpf_probe_read_kernel_str(comm + 2, TASK_COMM_LEN,
 					   __builtin_preserve_access_index(&task->comm));
 	length = length > 0 ? length - 1 : 0;

@@ -29,7 +29,7 @@ static __always_inline u64 append_argv(struct scratch *s, u64 at, struct task_st
 	w = (void *)(s->record + begin);
 	if (length < whole)
 		w->image_flags |= TOCSIN_IMAGE_FLAG_ARGV_TRUNCATED;
-	field->tag = TOCSIN_TAG_PROCESS_ARGV;
+	WIRE_PUT(field, tag, TOCSIN_TAG_PROCESS_ARGV);
 	put_length(field->length, length);
 	return at + sizeof(*field) + length;
 }
@@ -50,14 +50,14 @@ static __always_inline u64 append_exec(struct scratch *s, u64 at, struct task_st
 	w = (void *)(s->record + at + sizeof(*body));
 	name = s->record + at + sizeof(*body) + sizeof(*w);
 	wire_exec_tags(w);
-	w->caller_tid = caller_tid;
-	w->exe_mode = BPF_CORE_READ(inode, i_mode);
-	w->exe_nlink = BPF_CORE_READ(inode, i_nlink);
-	w->exe_uid = BPF_CORE_READ(inode, i_uid.val);
-	w->exe_gid = BPF_CORE_READ(inode, i_gid.val);
-	w->argc = bprm->argc;
-	w->envc = bprm->envc;
-	w->argv_bytes = argv_bytes;
+	WIRE_PUT(w, caller_tid, caller_tid);
+	WIRE_PUT(w, exe_mode, BPF_CORE_READ(inode, i_mode));
+	WIRE_PUT(w, exe_nlink, BPF_CORE_READ(inode, i_nlink));
+	WIRE_PUT(w, exe_uid, BPF_CORE_READ(inode, i_uid.val));
+	WIRE_PUT(w, exe_gid, BPF_CORE_READ(inode, i_gid.val));
+	WIRE_PUT(w, argc, bprm->argc);
+	WIRE_PUT(w, envc, bprm->envc);
+	WIRE_PUT(w, argv_bytes, argv_bytes);
 	length = bpf_probe_read_kernel_str(name + 3, TOCSIN_MAX_EXEC_FILENAME + 1,
 					   BPF_CORE_READ(bprm, filename));
 	length = length > 0 ? length - 1 : 0;
@@ -92,7 +92,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int caller_tid, struct linux_bin
 		return 0;
 	}
 	w = (void *)(s->record + image_begin);
-	w->exec_boottime_ns = ((struct wire_header *)s->record)->boottime_ns;
+	WIRE_PUT(w, exec_boottime_ns, ((struct wire_header *)s->record)->boottime_ns);
 	at = append_argv(s, at, task, &layout, &argv_bytes);
 	if (at > RECORD_BYTES) {
 		give_up(s, TOCSIN_EVENT_TYPE_EXEC);
@@ -132,8 +132,8 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	body = (void *)(s->record + at);
 	w = (void *)(s->record + at + sizeof(*body));
 	wire_fork_tags(w);
-	w->child_pid = child->tgid;
-	w->child_start_boottime_ns = child->start_boottime;
+	WIRE_PUT(w, child_pid, child->tgid);
+	WIRE_PUT(w, child_start_boottime_ns, child->start_boottime);
 	body->tag = TOCSIN_TAG_EVENT_FORK;
 	put_length(body->length, sizeof(*w));
 	submit(s, TOCSIN_EVENT_TYPE_FORK, at + sizeof(*body) + sizeof(*w));
@@ -176,9 +176,9 @@ int on_exit(unsigned long long *ctx)
 	body = (void *)(s->record + at);
 	w = (void *)(s->record + at + sizeof(*body));
 	wire_exit_tags(w);
-	w->code = (status >> 8) & 0xff;
-	w->signal = status & 0x7f;
-	w->core_dumped = (status >> 7) & 1;
+	WIRE_PUT(w, code, (status >> 8) & 0xff);
+	WIRE_PUT(w, signal, status & 0x7f);
+	WIRE_PUT(w, core_dumped, (status >> 7) & 1);
 	w->run_time_ns =
 		((struct wire_header *)s->record)->boottime_ns - task->group_leader->start_boottime;
 	body->tag = TOCSIN_TAG_EVENT_EXIT;

@@ -39,21 +39,21 @@ static __always_inline u64 append_tcp(struct scratch *s, u64 at, struct sock *sk
 		return RECORD_BYTES + 1;
 	w = (void *)(s->record + at + sizeof(*body));
 	wire_tcp_tags(w);
-	w->direction = connection->direction;
-	w->outcome = facts->outcome;
-	w->protocol = IPPROTO_TCP_NUMBER;
-	w->error = facts->error;
-	w->source_port = outbound ? local : remote;
-	w->destination_port = outbound ? remote : local;
+	WIRE_PUT(w, direction, connection->direction);
+	WIRE_PUT(w, outcome, facts->outcome);
+	WIRE_PUT(w, protocol, IPPROTO_TCP_NUMBER);
+	WIRE_PUT(w, error, facts->error);
+	WIRE_PUT(w, source_port, outbound ? local : remote);
+	WIRE_PUT(w, destination_port, outbound ? remote : local);
 	w->duration_ns =
 		((struct wire_header *)s->record)->boottime_ns - connection->since_boottime_ns;
-	w->sent_bytes = 0;
-	w->received_bytes = 0;
+	WIRE_PUT(w, sent_bytes, 0);
+	WIRE_PUT(w, received_bytes, 0);
 	if (facts->type == TOCSIN_EVENT_TYPE_TCP_CLOSE) {
-		w->sent_bytes = sent_bytes(sk, outbound, facts->fin_written);
-		w->received_bytes = received_bytes(sk);
+		WIRE_PUT(w, sent_bytes, sent_bytes(sk, outbound, facts->fin_written));
+		WIRE_PUT(w, received_bytes, received_bytes(sk));
 	}
-	w->socket_cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	WIRE_PUT(w, socket_cookie, BPF_CORE_READ(sk, __sk_common.skc_cookie.counter));
 	at += sizeof(*body) + sizeof(*w);
 	at = append_address(s, at, TOCSIN_TAG_TCPCONNECTION_SOURCE_IP, sk, ipv6, outbound);
 	at = append_address(s, at, TOCSIN_TAG_TCPCONNECTION_DESTINATION_IP, sk, ipv6, !outbound);
@@ -177,12 +177,13 @@ int BPF_PROG(on_tcp_state, struct sock *sk, int old_state, int state)
 /* The number of accept and accept4, also as a 32-bit process calls them. */
 static __always_inline bool is_accept(struct pt_regs *regs)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	unsigned long number = BPF_CORE_READ(regs, orig_ax);
+	struct task_struct *task;
+	unsigned long number = regs->orig_ax;
 
 	if (number != NR_ACCEPT && number != NR_ACCEPT4 && number != NR_COMPAT_ACCEPT4 &&
 	    number != NR_COMPAT_SOCKETCALL)
 		return false;
+	task = (void *)bpf_get_current_task();
 	if (BPF_CORE_READ(task, thread_info.status) & TS_COMPAT)
 		return number == NR_COMPAT_ACCEPT4 || number == NR_COMPAT_SOCKETCALL;
 	return number == NR_ACCEPT || number == NR_ACCEPT4;
@@ -192,7 +193,7 @@ static __always_inline bool is_accept(struct pt_regs *regs)
 #define NR_ACCEPT4 242
 static __always_inline bool is_accept(struct pt_regs *regs)
 {
-	int number = BPF_CORE_READ(regs, syscallno);
+	int number = regs->syscallno;
 
 	return number == NR_ACCEPT || number == NR_ACCEPT4;
 }
@@ -229,7 +230,7 @@ int BPF_PROG(on_accept, struct pt_regs *regs, long result)
 	struct sock *sk;
 	u8 state;
 
-	if (result < 0 || !is_accept(regs))
+	if (!is_accept(regs) || result < 0)
 		return 0;
 	task = (void *)bpf_get_current_task();
 	sk = tcp_of_fd(task, result);

@@ -121,9 +121,9 @@ static __always_inline u64 append_files(struct scratch *s, u64 at, struct task_s
 		return RECORD_BYTES + 1;
 	w = (void *)(s->record + at);
 	wire_image_tags(w);
-	w->exe_inode = BPF_CORE_READ(inode, i_ino);
-	w->exe_dev = BPF_CORE_READ(inode, i_sb, s_dev);
-	w->exec_boottime_ns = 0;
+	WIRE_PUT(w, exe_inode, BPF_CORE_READ(inode, i_ino));
+	WIRE_PUT(w, exe_dev, BPF_CORE_READ(inode, i_sb, s_dev));
+	WIRE_PUT(w, exec_boottime_ns, 0);
 	at += sizeof(*w);
 
 	bpf_probe_read_kernel(&path, sizeof(path), __builtin_preserve_access_index(&exe->f_path));
@@ -136,7 +136,7 @@ static __always_inline u64 append_files(struct scratch *s, u64 at, struct task_s
 	if (cut)
 		flags |= TOCSIN_IMAGE_FLAG_CWD_TRUNCATED;
 	layout->argv = at;
-	w->image_flags = flags;
+	WIRE_PUT(w, image_flags, flags);
 	return at;
 }
 

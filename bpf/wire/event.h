@@ -5,6 +5,14 @@
 
 /* Each struct is a run of protobuf fields: tag, value, tag, value. Little-endian hosts only. */
 
+/*
+ * Writes a member in one store. The members are not aligned, and for a packed struct the compiler
+ * would write byte after byte; the hosts that Tocsin runs on store unaligned words at full speed.
+ */
+#define WIRE_PUT(wire, member, value)                                                              \
+	(*(__typeof__((wire)->member) *)((char *)(wire) +                                          \
+					 __builtin_offsetof(__typeof__(*(wire)), member)) = (value))
+
 enum tocsin_event_type {
 	TOCSIN_EVENT_TYPE_UNSPECIFIED = 0,
 	TOCSIN_EVENT_TYPE_EXEC = 1,
@@ -20,7 +28,6 @@ enum tocsin_event_flag {
 	TOCSIN_EVENT_FLAG_UNSPECIFIED = 0,
 	TOCSIN_EVENT_FLAG_PROCESS_IMAGE_MISSING = 1,
 	TOCSIN_EVENT_FLAG_PARENT_IMAGE_MISSING = 2,
-	TOCSIN_EVENT_FLAG_OWNER_UNKNOWN = 4,
 };
 
 enum tocsin_image_flag {
@@ -115,28 +122,28 @@ struct wire_task {
 
 static __attribute__((always_inline)) inline void wire_task_tags(struct wire_task *w)
 {
-	w->pid_tag = 0xd;
-	w->tid_tag = 0x15;
-	w->start_boottime_ns_tag = 0x19;
-	w->ppid_tag = 0x25;
-	w->uid_tag = 0x2d;
-	w->euid_tag = 0x35;
-	w->gid_tag = 0x3d;
-	w->egid_tag = 0x45;
-	w->cap_effective_tag = 0x49;
-	w->cgroup_id_tag = 0x51;
-	w->mnt_ns_tag = 0x5d;
-	w->net_ns_tag = 0x65;
-	w->pid_ns_tag = 0x6d;
-	w->user_ns_tag = 0x75;
-	w->suid_tag = 0x1bd;
-	w->sgid_tag = 0x1c5;
-	w->cap_permitted_tag = 0x1c9;
-	w->uts_ns_tag = 0x1d5;
-	w->ipc_ns_tag = 0x1dd;
-	w->cgroup_ns_tag = 0x1e5;
-	w->login_uid_tag = 0x1ed;
-	w->session_id_tag = 0x1f5;
+	WIRE_PUT(w, pid_tag, 0xd);
+	WIRE_PUT(w, tid_tag, 0x15);
+	WIRE_PUT(w, start_boottime_ns_tag, 0x19);
+	WIRE_PUT(w, ppid_tag, 0x25);
+	WIRE_PUT(w, uid_tag, 0x2d);
+	WIRE_PUT(w, euid_tag, 0x35);
+	WIRE_PUT(w, gid_tag, 0x3d);
+	WIRE_PUT(w, egid_tag, 0x45);
+	WIRE_PUT(w, cap_effective_tag, 0x49);
+	WIRE_PUT(w, cgroup_id_tag, 0x51);
+	WIRE_PUT(w, mnt_ns_tag, 0x5d);
+	WIRE_PUT(w, net_ns_tag, 0x65);
+	WIRE_PUT(w, pid_ns_tag, 0x6d);
+	WIRE_PUT(w, user_ns_tag, 0x75);
+	WIRE_PUT(w, suid_tag, 0x1bd);
+	WIRE_PUT(w, sgid_tag, 0x1c5);
+	WIRE_PUT(w, cap_permitted_tag, 0x1c9);
+	WIRE_PUT(w, uts_ns_tag, 0x1d5);
+	WIRE_PUT(w, ipc_ns_tag, 0x1dd);
+	WIRE_PUT(w, cgroup_ns_tag, 0x1e5);
+	WIRE_PUT(w, login_uid_tag, 0x1ed);
+	WIRE_PUT(w, session_id_tag, 0x1f5);
 }
 
 struct wire_image {
@@ -152,10 +159,10 @@ struct wire_image {
 
 static __attribute__((always_inline)) inline void wire_image_tags(struct wire_image *w)
 {
-	w->exe_inode_tag = 0x199;
-	w->exe_dev_tag = 0x1a5;
-	w->exec_boottime_ns_tag = 0x1a9;
-	w->image_flags_tag = 0x1b5;
+	WIRE_PUT(w, exe_inode_tag, 0x199);
+	WIRE_PUT(w, exe_dev_tag, 0x1a5);
+	WIRE_PUT(w, exec_boottime_ns_tag, 0x1a9);
+	WIRE_PUT(w, image_flags_tag, 0x1b5);
 }
 
 #define TOCSIN_TAG_EXEC_FILENAME 0x4a
@@ -182,14 +189,14 @@ struct wire_exec {
 
 static __attribute__((always_inline)) inline void wire_exec_tags(struct wire_exec *w)
 {
-	w->caller_tid_tag = 0xd;
-	w->exe_mode_tag = 0x15;
-	w->exe_nlink_tag = 0x1d;
-	w->exe_uid_tag = 0x25;
-	w->exe_gid_tag = 0x2d;
-	w->argc_tag = 0x35;
-	w->envc_tag = 0x3d;
-	w->argv_bytes_tag = 0x45;
+	WIRE_PUT(w, caller_tid_tag, 0xd);
+	WIRE_PUT(w, exe_mode_tag, 0x15);
+	WIRE_PUT(w, exe_nlink_tag, 0x1d);
+	WIRE_PUT(w, exe_uid_tag, 0x25);
+	WIRE_PUT(w, exe_gid_tag, 0x2d);
+	WIRE_PUT(w, argc_tag, 0x35);
+	WIRE_PUT(w, envc_tag, 0x3d);
+	WIRE_PUT(w, argv_bytes_tag, 0x45);
 }
 
 
@@ -202,8 +209,8 @@ struct wire_fork {
 
 static __attribute__((always_inline)) inline void wire_fork_tags(struct wire_fork *w)
 {
-	w->child_pid_tag = 0xd;
-	w->child_start_boottime_ns_tag = 0x11;
+	WIRE_PUT(w, child_pid_tag, 0xd);
+	WIRE_PUT(w, child_start_boottime_ns_tag, 0x11);
 }
 
 
@@ -220,10 +227,10 @@ struct wire_exit {
 
 static __attribute__((always_inline)) inline void wire_exit_tags(struct wire_exit *w)
 {
-	w->code_tag = 0xd;
-	w->signal_tag = 0x15;
-	w->core_dumped_tag = 0x1d;
-	w->run_time_ns_tag = 0x21;
+	WIRE_PUT(w, code_tag, 0xd);
+	WIRE_PUT(w, signal_tag, 0x15);
+	WIRE_PUT(w, core_dumped_tag, 0x1d);
+	WIRE_PUT(w, run_time_ns_tag, 0x21);
 }
 
 #define TOCSIN_TAG_TCPCONNECTION_SOURCE_IP 0x5a
@@ -256,16 +263,16 @@ struct wire_tcp {
 
 static __attribute__((always_inline)) inline void wire_tcp_tags(struct wire_tcp *w)
 {
-	w->direction_tag = 0x8;
-	w->outcome_tag = 0x10;
-	w->protocol_tag = 0x1d;
-	w->error_tag = 0x25;
-	w->source_port_tag = 0x2d;
-	w->destination_port_tag = 0x35;
-	w->duration_ns_tag = 0x39;
-	w->sent_bytes_tag = 0x41;
-	w->received_bytes_tag = 0x49;
-	w->socket_cookie_tag = 0x51;
+	WIRE_PUT(w, direction_tag, 0x8);
+	WIRE_PUT(w, outcome_tag, 0x10);
+	WIRE_PUT(w, protocol_tag, 0x1d);
+	WIRE_PUT(w, error_tag, 0x25);
+	WIRE_PUT(w, source_port_tag, 0x2d);
+	WIRE_PUT(w, destination_port_tag, 0x35);
+	WIRE_PUT(w, duration_ns_tag, 0x39);
+	WIRE_PUT(w, sent_bytes_tag, 0x41);
+	WIRE_PUT(w, received_bytes_tag, 0x49);
+	WIRE_PUT(w, socket_cookie_tag, 0x51);
 }
 
 #define TOCSIN_TAG_EVENT_PROCESS 0x32
@@ -293,11 +300,11 @@ struct wire_header {
 
 static __attribute__((always_inline)) inline void wire_header_tags(struct wire_header *w)
 {
-	w->boottime_ns_tag = 0x9;
-	w->cpu_sequence_tag = 0x11;
-	w->cpu_tag = 0x1d;
-	w->flags_tag = 0x25;
-	w->type_tag = 0x28;
+	WIRE_PUT(w, boottime_ns_tag, 0x9);
+	WIRE_PUT(w, cpu_sequence_tag, 0x11);
+	WIRE_PUT(w, cpu_tag, 0x1d);
+	WIRE_PUT(w, flags_tag, 0x25);
+	WIRE_PUT(w, type_tag, 0x28);
 }
 
 #endif

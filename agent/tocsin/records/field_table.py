@@ -2,7 +2,7 @@
 
 from tocsin.records.field import Field, Presentation, Wire
 
-SCHEMA_DIGEST = bytes.fromhex("3b1d345f507344a83f5b28fe4fdc84329669d1c1a9a47e66c3a58a4d650f1099")
+SCHEMA_DIGEST = bytes.fromhex("a51579edd134429a9d6535d5f0bec2fc8a046ae11d385c15fec5f434429f8971")
 """SHA-256 of the event schema, comments left out."""
 
 CATEGORY_EVENT_TYPES: dict[str, tuple[int, ...]] = {

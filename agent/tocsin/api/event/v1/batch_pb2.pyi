@@ -214,7 +214,7 @@ class BatchHeader(_message.Message):
     images_missing: _builtins.int
     """Events whose process or parent image was not known."""
     images_dropped: _builtins.int
-    """Process images that did not fit the kernel's table."""
+    """Process images and connections that did not fit the kernel's tables."""
     @_builtins.property
     def counters(self) -> _containers.RepeatedCompositeFieldContainer[Global___TypeCounter]:
         """The kernel's counters, read after the batch was drained."""

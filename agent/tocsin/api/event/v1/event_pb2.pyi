@@ -75,8 +75,6 @@ class _EventFlagEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventFlag.V
     """exe, cwd and argv of the process are not known."""
     EVENT_FLAG_PARENT_IMAGE_MISSING: _EventFlag.ValueType  # 2
     """exe, cwd and argv of the parent are not known."""
-    EVENT_FLAG_OWNER_UNKNOWN: _EventFlag.ValueType  # 4
-    """The process that owns the socket is not known."""
 
 class EventFlag(_EventFlag, metaclass=_EventFlagEnumTypeWrapper):
     """Bits of Event.flags."""
@@ -87,8 +85,6 @@ EVENT_FLAG_PROCESS_IMAGE_MISSING: EventFlag.ValueType  # 1
 """exe, cwd and argv of the process are not known."""
 EVENT_FLAG_PARENT_IMAGE_MISSING: EventFlag.ValueType  # 2
 """exe, cwd and argv of the parent are not known."""
-EVENT_FLAG_OWNER_UNKNOWN: EventFlag.ValueType  # 4
-"""The process that owns the socket is not known."""
 Global___EventFlag: _TypeAlias = EventFlag  # noqa: Y015
 
 class _ImageFlag:
@@ -517,7 +513,7 @@ class TcpConnection(_message.Message):
     duration_ns: _builtins.int
     """From the connect or accept to this event."""
     sent_bytes: _builtins.int
-    """Payload that this host sent and the peer acknowledged; close only."""
+    """Payload that this host's process sent; close only."""
     received_bytes: _builtins.int
     """Payload that this host received; close only."""
     socket_cookie: _builtins.int

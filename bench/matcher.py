@@ -7,6 +7,7 @@ from dataclasses import replace
 from bench import events
 from bench.figures import Figures
 from bench.timing import in_turns, ratio
+
 from tocsin.content.check import build
 from tocsin.evaluate.fast import FastMatcher
 from tocsin.evaluate.match import Match, Matcher

@@ -70,4 +70,4 @@ int produce(struct order *order)
 	return 0;
 }
 
-char license[] SEC("license") = "Dual BSD/GPL";
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

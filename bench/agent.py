@@ -1,0 +1,126 @@
+"""The real agent, started for a measurement: own directories, starter content, live events."""
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from bench import libbpf
+from bench.figures import LeftOutError
+from bench.timing import cpu_seconds
+
+from tocsin.api.control.v1 import control_service_pb2 as control
+from tocsin.api.event.v1 import batch_pb2
+from tocsin.cli.agent import connected
+from tocsin.errors import TocsinError
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND: Final = ROOT / ".venv" / "bin" / "tocsin"
+STARTER: Final = ROOT / "agent" / "tocsin" / "starter.release"
+START_TIMEOUT_S: Final = 60.0
+SOURCES: Final = {
+    batch_pb2.SOURCE_REPLAY: "it shows recorded events",
+    batch_pb2.SOURCE_UNSPECIFIED: "its source is not known yet",
+}
+
+
+class AgentUnderTest:
+    """A context: leaving it ends the agent."""
+
+    def __init__(self, cpus: Iterable[int] = ()) -> None:
+        """`cpus`: where it may run; none: anywhere. Raises LeftOutError when it gives no live events."""
+        if os.geteuid() != 0:
+            raise LeftOutError("it needs root, for the agent's eBPF programs: run `sudo make bench`")
+        self._folder = tempfile.TemporaryDirectory(prefix="tocsin-bench-")
+        folder = Path(self._folder.name)
+        folder.chmod(0o755)
+        self.socket = folder / "run" / "tocsin.sock"
+        settings = f'runtime_dir = "{folder}/run"\nstate_dir = "{folder}/state"\nrelease = "{STARTER}"\n'
+        (folder / "settings.toml").write_text(settings + '[sensor]\nsource = "core"\n')
+        self._log = (folder / "log").open("wb+")
+        self._process = subprocess.Popen(
+            [COMMAND, "run", "--quiet", "--config", folder / "settings.toml"],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            preexec_fn=(lambda: os.sched_setaffinity(0, set(cpus))) if cpus else None,  # noqa: PLW1509 - one thread
+        )
+        try:
+            self.pids = self._wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the agent and forgets its directories."""
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+        self._folder.cleanup()
+
+    def status(self) -> control.GetStatusResponse:
+        """What it says of itself. Raises TocsinError."""
+        with connected(self.socket) as running:
+            return running.status()
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds of each process so far."""
+        return {role: cpu_seconds(pid) for role, pid in self.pids.items()}
+
+    def ring_id(self) -> int:
+        """The id of its ring buffer's map."""
+        maps, _ = self._held()
+        (found,) = (number for number, kind in maps.items() if kind == libbpf.RING_BUFFER)
+        return found
+
+    def programs(self) -> set[int]:
+        """The ids of its eBPF programs."""
+        return self._held()[1]
+
+    def _held(self) -> tuple[dict[int, int], set[int]]:
+        maps: dict[int, int] = {}
+        programs: set[int] = set()
+        for role in ("monitor", "sensor"):
+            of_role = libbpf.held(self.pids[role])
+            maps |= of_role[0]
+            programs |= of_role[1]
+        return maps, programs
+
+    def _wait(self) -> dict[str, int]:
+        """The pids by role, when all is well."""
+        reason = "it did not answer"
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise LeftOutError(f"the agent ended at once: {self._last_words()}")
+            time.sleep(0.1)
+            try:
+                status = self.status()
+            except TocsinError as error:
+                reason = str(error)
+                continue
+            if status.source == batch_pb2.SOURCE_CORE and status.health == control.HEALTH_OK:
+                return {
+                    control.Role.Name(process.role).removeprefix("ROLE_").lower(): process.pid
+                    for process in status.processes
+                }
+            reason = status.health_reason or SOURCES.get(status.source, "it does not say")
+        raise LeftOutError(f"the agent gives no live events: {reason}: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace").strip()[-600:] or "it said nothing"

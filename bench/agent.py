@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from bench import libbpf
 from bench.figures import LeftOutError
-from bench.timing import cpu_seconds
+from bench.timing import Cpu, cpu_of
 
 from tocsin.api.control.v1 import control_service_pb2 as control
 from tocsin.api.event.v1 import batch_pb2
@@ -77,9 +77,9 @@ class AgentUnderTest:
         with connected(self.socket) as running:
             return running.status()
 
-    def cpu(self) -> dict[str, float]:
-        """CPU seconds of each process so far."""
-        return {role: cpu_seconds(pid) for role, pid in self.pids.items()}
+    def cpu(self) -> dict[str, Cpu]:
+        """What each process took so far."""
+        return {role: cpu_of(pid) for role, pid in self.pids.items()}
 
     def ring_id(self) -> int:
         """The id of its ring buffer's map."""

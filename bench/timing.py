@@ -7,16 +7,36 @@ measured in turns, and their ratio is taken for each turn before the median.
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process with all its threads. Raises OSError when it is gone."""
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """CPU seconds of a process with all its threads."""
+
+    user: float = 0.0
+    system: float = 0.0
+
+    def __add__(self, other: "Cpu") -> "Cpu":
+        return Cpu(self.user + other.user, self.system + other.system)
+
+    def __sub__(self, other: "Cpu") -> "Cpu":
+        return Cpu(self.user - other.user, self.system - other.system)
+
+    @property
+    def seconds(self) -> float:
+        """Both."""
+        return self.user + self.system
+
+
+def cpu_of(pid: int) -> Cpu:
+    """What a process took so far. Raises OSError when it is gone."""
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
+    return Cpu(int(fields[11]) / TICKS_A_SECOND, int(fields[12]) / TICKS_A_SECOND)
 
 
 def in_turns(

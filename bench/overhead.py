@@ -57,8 +57,10 @@ def measure(*, quick: bool) -> Figures:
     kernel = {name: kernel_microseconds(workloads, name, cpus) for name in COUNTS}
     found = [_row(name, without[name], with_agent[name], kernel[name]) for name in COUNTS]
     notes = [
-        f"{rounds} pairs, medians of each pair's ratio; "
-        f"{COUNTS['exec']} programs, {COUNTS['connect']} connections a run",
+        (
+            f"{rounds} pairs, medians of each pair's ratio; "
+            f"{COUNTS['exec']} programs, {COUNTS['connect']} connections a run"
+        ),
         f"the workload is pinned to CPU {WORKLOAD_CPU}, the agent to the others ({len(cpus)})",
         "eBPF µs/op is measured apart, with the kernel's statistics on, which makes programs slower: "
         + "; ".join(f"{name}: {programs(kernel[name])}" for name in COUNTS),

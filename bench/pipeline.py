@@ -25,8 +25,10 @@ def measure(*, quick: bool) -> Figures:
         rules = agent.status().release_rules
     size = sum(map(len, records)) / len(records)
     notes = [
-        f"{rounds} rounds of {events} events, {size:.0f} bytes on average, captured on this host; "
-        f"{rules} rules; medians",
+        (
+            f"{rounds} rounds of {events} events, {size:.0f} bytes on average, captured on this host; "
+            f"{rules} rules; medians"
+        ),
         f"every written event was received; one in {producer.TEMPLATES} is a detection, and every one was received",
         f"lost by the agent's own count: {lost}; the subscriber's and the producer's CPU time are not in it",
     ]

@@ -19,6 +19,19 @@ from tocsin.errors import ConfigError
 FALLBACK_UID: Final = {"tocsin-evaluator": 65490, "tocsin-courier": 65491}
 
 
+def default_runtime_dir() -> str:
+    """Root's, else one of the user's own."""
+    if os.geteuid() == 0:
+        return "/run/tocsin"
+    own = os.environ.get("XDG_RUNTIME_DIR", "")
+    return f"{own}/tocsin" if own.startswith("/") else f"/tmp/tocsin-{os.getuid()}"  # noqa: S108 - its owner is checked
+
+
+def default_state_dir() -> str:
+    """Root's, else one of the user's own."""
+    return "/var/lib/tocsin" if os.geteuid() == 0 else str(Path("~/.local/state/tocsin").expanduser())
+
+
 @dataclass(frozen=True, slots=True)
 class SensorConfig:
     """Where events come from."""
@@ -59,9 +72,9 @@ class CourierConfig:
 class Config:
     """Everything."""
 
-    runtime_dir: str = "/run/tocsin"
+    runtime_dir: str = field(default_factory=default_runtime_dir)
     """Sockets and the lock; tmpfs."""
-    state_dir: str = "/var/lib/tocsin"
+    state_dir: str = field(default_factory=default_state_dir)
     """The active release."""
     release: str = ""
     """Release to start with; empty: the stored active one, else the packaged starter release."""

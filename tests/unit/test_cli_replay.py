@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,9 +31,6 @@ RULE_ID = "11111111-1111-4111-8111-111111111111"
 NETCAT = {"category": "process_creation", "product": "linux", "service": None, "event": {"Image": "/usr/bin/nc"}}
 SHELL = {**NETCAT, "event": {"Image": "/bin/sh", "ProcessId": 7, "Elevated": True, "Gone": None, "Many": ["a", "b"]}}
 COMMAND = [sys.executable, "-P", "-m", "tocsin.cli.main", "replay"]
-with_evaluator = pytest.mark.skipif(
-    find_spec("tocsin.processes.evaluator") is None, reason="the evaluator's process is not part of this tree"
-)
 
 
 @pytest.fixture
@@ -71,7 +67,6 @@ def recorded(tmp_path: Path, *batches: bytes) -> Path:
 # --- JSON lines
 
 
-@with_evaluator
 def test_each_match_of_a_json_line_is_printed_with_its_line(tmp_path: Path, rules: Path) -> None:
     done = replay(lines_file(tmp_path, SHELL, NETCAT, "", NETCAT), "--content", rules, "--json")
     assert done.returncode == 0, done.stderr
@@ -79,7 +74,6 @@ def test_each_match_of_a_json_line_is_printed_with_its_line(tmp_path: Path, rule
     assert matches == [{"line": line, "rule_id": RULE_ID, "title": "Netcat"} for line in (2, 4)]
 
 
-@with_evaluator
 def test_many_lines_are_replayed_in_order(tmp_path: Path, rules: Path) -> None:
     file = lines_file(tmp_path, *[NETCAT if number % 3 else SHELL for number in range(2000)])
     done = replay(file, "--content", rules, "--json")
@@ -87,7 +81,6 @@ def test_many_lines_are_replayed_in_order(tmp_path: Path, rules: Path) -> None:
     assert lines == [number + 1 for number in range(2000) if number % 3]
 
 
-@with_evaluator
 def test_a_bad_line_is_named_and_the_rest_goes_on(tmp_path: Path, rules: Path) -> None:
     too_long = json.dumps({**NETCAT, "event": {"Image": "x" * (1 << 20)}})
     file = lines_file(tmp_path, "{not json", NETCAT, too_long, {"event": {"A": {"b": 1}}}, NETCAT)
@@ -99,7 +92,6 @@ def test_a_bad_line_is_named_and_the_rest_goes_on(tmp_path: Path, rules: Path) -
     ]
 
 
-@with_evaluator
 def test_words_for_people(tmp_path: Path, rules: Path) -> None:
     done = replay(lines_file(tmp_path, NETCAT), "--content", rules)
     assert done.stdout == f"1: Netcat [{RULE_ID}]\n"
@@ -108,7 +100,6 @@ def test_words_for_people(tmp_path: Path, rules: Path) -> None:
 # --- recordings
 
 
-@with_evaluator
 def test_matches_in_a_recording_are_printed_with_the_place_of_the_event(tmp_path: Path, rules: Path) -> None:
     events = [make_event(number) for number in range(6)]
     for number in (1, 4):
@@ -120,7 +111,6 @@ def test_matches_in_a_recording_are_printed_with_the_place_of_the_event(tmp_path
     assert [json.loads(line)["line"] for line in done.stdout.splitlines()] == [2, 5]
 
 
-@with_evaluator
 def test_a_recording_may_hold_positions_that_start_over(tmp_path: Path, rules: Path) -> None:
     event = make_event(1)
     event.process.exe = b"/bin/nc"
@@ -129,7 +119,6 @@ def test_a_recording_may_hold_positions_that_start_over(tmp_path: Path, rules: P
     assert [json.loads(line)["line"] for line in done.stdout.splitlines()] == [1, 2]
 
 
-@with_evaluator
 def test_a_torn_recording_is_replayed_as_far_as_it_goes(tmp_path: Path, rules: Path) -> None:
     event = make_event(1)
     event.process.exe = b"/bin/nc"
@@ -142,7 +131,6 @@ def test_a_torn_recording_is_replayed_as_far_as_it_goes(tmp_path: Path, rules: P
     assert "Traceback" not in done.stderr
 
 
-@with_evaluator
 def test_a_batch_that_is_none_is_named_and_the_rest_goes_on(tmp_path: Path, rules: Path) -> None:
     event = make_event(1)
     event.process.exe = b"/bin/nc"
@@ -156,7 +144,6 @@ def test_a_batch_that_is_none_is_named_and_the_rest_goes_on(tmp_path: Path, rule
 # --- what is refused
 
 
-@with_evaluator
 def test_a_release_that_the_evaluator_refuses_is_exit_code_1(tmp_path: Path) -> None:
     release = tmp_path / "bad.release"
     release.write_bytes(b"no release")

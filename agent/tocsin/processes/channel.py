@@ -32,14 +32,18 @@ class Kind(IntEnum):
     """What a message is. A closed set; anything else is fatal to the sender's connection."""
 
     # every child -> monitor
-    READY = 1  # evaluator: digest, a = rules, b = rules that cannot fire here, payload = release name
-    HEARTBEAT = 2  # a, b = progress counters of the role; payload: role's own report (opaque)
+    # READY of an evaluator: digest, a = rules, b = rules that cannot fire here, payload = release name;
+    # of a sensor: a = Source, payload = why it is not the one that was wanted
+    READY = 1
+    # HEARTBEAT of an evaluator: a = events, b = batches, code = 1 while it waits for the courier;
+    # of a sensor: a = events, b = batches that the evaluator has not acknowledged; payload: opaque
+    HEARTBEAT = 2
     REFUSED = 3  # evaluator: the release was refused; code = Stage, payload = serialised Refusal
     # monitor -> every child
-    ATTACH = 10  # one fd: the channel to a peer; code = Role of the peer
+    ATTACH = 10  # one fd: the channel to a peer; code = Role; a = epoch of positions; b = 1: it waits for SWITCH
     SHUTDOWN = 11
     # sensor <-> monitor
-    KEEP = 20  # sensor -> monitor: fds of links and maps, in the order of kernel.handover
+    KEEP = 20  # the fds of EventSource.handover; the first message to a sensor gives them back, if there are any
     SWITCH = 21  # monitor -> sensor: the evaluator attached last takes over between two batches
     SWITCHED = 22  # sensor -> monitor: a = position of the first byte that the new evaluator sees
     # monitor -> evaluator

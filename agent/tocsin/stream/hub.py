@@ -104,8 +104,11 @@ class Hub:
         self._subscribers.discard(subscriber)
 
     def take_batch(self, end_position: int, serialised: bytes) -> bool:
-        """Takes a Batch; False: it was taken before. Raises WireError when it is none: then it counts as taken."""
-        if end_position <= self.position:
+        """Takes a Batch; False: it was taken before. Raises WireError when it is none: then it counts as taken.
+
+        A batch without events ends where the last one did; it is taken for its header and its losses.
+        """
+        if end_position < self.position or (end_position == self.position and not _is_heartbeat(serialised)):
             return False
         self.position = end_position
         try:
@@ -189,6 +192,15 @@ class Hub:
         if lost:
             self.losses[0, event_pb2.LOSS_REASON_SUBSCRIBER_BACKLOG] += lost
         subscriber.wake()
+
+
+def _is_heartbeat(serialised: bytes) -> bool:
+    """Whether it covers no bytes of the ring."""
+    try:
+        header = batch_pb2.BatchHeader.FromString(framing.index(serialised).header)
+    except (WireError, DecodeError):
+        return False
+    return bool(header.host_id) and header.start_position == header.end_position and not header.event_count
 
 
 def _parse(serialised: bytes) -> batch_pb2.DetectionBatch:

@@ -129,3 +129,11 @@ def test_both_matchers_agree_on_schema_events_made_of_the_rules_own_texts() -> N
     assert found == reference.match_batch(raw)
     assert len({match.rule.id for match in found}) > len(rules) / 2, "the events are too far from the rules"
     assert not fast.faults
+
+
+def test_the_starter_rules_and_the_public_rules_make_one_release() -> None:
+    starter = Path(__file__).parents[2] / "content"
+    loaded = engine.load(build([starter, RULES], "both"), SCHEMA_DIGEST)
+    alone = [engine.load(build(path, "one"), SCHEMA_DIGEST) for path in (starter, RULES)]
+    assert len(loaded.rules) == sum(len(one.rules) for one in alone)
+    assert loaded.samples == sum(one.samples for one in alone)

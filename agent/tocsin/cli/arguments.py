@@ -12,6 +12,7 @@ from tocsin.errors import ConfigError
 EVENT_TYPES: Final = {
     name.removeprefix("EVENT_TYPE_").lower(): number for name, number in event_pb2.EventType.items() if number
 }
+SECONDS_OF_UNIT: Final = {"s": 1, "m": 60, "h": 3600}
 LEVELS: Final = {name.removeprefix("LEVEL_").lower(): number for name, number in batch_pb2.Level.items() if number}
 
 
@@ -26,9 +27,19 @@ def add_json(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--json", action="store_true", help=f"print {what}")
 
 
+def add_sources(parser: argparse.ArgumentParser, what: str = "directory with Sigma rules and their samples") -> None:
+    """Where the content is."""
+    parser.add_argument("paths", type=Path, nargs="+", metavar="DIR", help=f"{what}; several make one release")
+
+
+def sources(arguments: argparse.Namespace) -> list[Path]:
+    """Where the content is. Raises ConfigError when nothing is there."""
+    return [existing(path, "file or directory") for path in arguments.paths]
+
+
 def add_event_filter(parser: argparse.ArgumentParser) -> None:
     """Which events."""
-    parser.add_argument("--for", dest="seconds", type=seconds, metavar="SECONDS", help="end after so long")
+    parser.add_argument("--for", dest="seconds", type=seconds, metavar="DURATION", help="end after so long (15s, 2m)")
     parser.add_argument(
         "--type", action="append", default=[], choices=sorted(EVENT_TYPES), help="only such events; may be repeated"
     )
@@ -50,13 +61,14 @@ def socket_path(arguments: argparse.Namespace) -> Path:
 
 
 def seconds(text: str) -> float:
-    """A duration greater than zero."""
+    """A duration greater than zero: 15, 15s, 2m, 1h."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in SECONDS_OF_UNIT else (text, "s")
     try:
-        value = float(text)
+        value = float(number) * SECONDS_OF_UNIT[unit]
     except ValueError:
         value = 0.0
     if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected seconds, more than 0")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a duration such as 15s, 2m or 1h")
     return value
 
 

@@ -4,6 +4,7 @@ It brings pySigma and YAML along, which a host does not install.
 """
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,14 +24,19 @@ def author_side() -> Any:
         raise
 
 
-def release_of(path: Path, name: str = "") -> bytes:
-    """The compiled release in a file, or the one that a directory of rules compiles to.
+def release_of(paths: Sequence[Path], name: str = "") -> bytes:
+    """The compiled release in a file, or the one that directories of rules compile to.
 
     Raises ConfigError, ContentError.
     """
-    if path.is_dir() or path.suffix in {".yml", ".yaml"}:
-        return bytes(author_side().build(path, name or path.resolve().name))
+    if len(paths) > 1 or paths[0].is_dir() or paths[0].suffix in {".yml", ".yaml"}:
+        return bytes(author_side().build(paths, name or name_of(paths)))
     try:
-        return path.read_bytes()
+        return paths[0].read_bytes()
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file or directory") from error
+        raise ConfigError(f"{paths[0]}: no such file or directory") from error
+
+
+def name_of(paths: Sequence[Path]) -> str:
+    """The name of a release that its author gave none."""
+    return "+".join(path.resolve().name for path in paths)

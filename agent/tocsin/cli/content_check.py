@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,27 +23,29 @@ class Finding(Protocol):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser.add_argument("path", type=Path, metavar="DIR", help="directory with Sigma rules and their samples")
+    shared.add_sources(parser)
     parser.add_argument("--strict", action="store_true", help="warnings and notes are findings too")
     shared.add_json(parser, "a JSON list")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints file:line: reason for each finding; 1 when a release could not be built."""
-    path: Path = shared.existing(arguments.path, "file or directory")
-    findings = author_side().check(path)
+    paths = shared.sources(arguments)
+    findings = author_side().check(paths)
     if arguments.json:
         print(json.dumps([_as_json(finding) for finding in findings]))
     else:
         for finding in findings:
-            print(line_of(path, finding))
+            print(line_of(paths, finding))
     severities = {str(finding.severity) for finding in findings}
     return 1 if severities and (arguments.strict or "error" in severities) else 0
 
 
-def line_of(path: Path, finding: Finding) -> str:
+def line_of(paths: Sequence[Path], finding: Finding) -> str:
     """As compilers print it: place, severity, words, code."""
-    file = path / finding.file if path.is_dir() else path
+    file = Path(finding.file)
+    if len(paths) == 1:
+        file = paths[0] / finding.file if paths[0].is_dir() else paths[0]
     place = f"{file}:{finding.line}" if finding.line else f"{file}"
     return f"{place}: {finding.severity}: {finding.message} [{finding.code}]"
 

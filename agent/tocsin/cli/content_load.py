@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from tocsin.api.content.v1 import content_service_pb2 as content
 from tocsin.cli import arguments as shared
@@ -14,15 +13,15 @@ from tocsin.records.show import printable
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser.add_argument("path", type=Path, metavar="DIR", help="directory with Sigma rules, or a compiled release")
-    parser.add_argument("--name", default="", help="name and version of the release; default: the directory's name")
+    shared.add_sources(parser, "directory with Sigma rules, or a compiled release")
+    parser.add_argument("--name", default="", help="name and version of the release; default: that of DIR")
     shared.add_agent(parser)
     shared.add_json(parser, "a JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Loads; 1 when the agent refused, which then goes on with what it had."""
-    release = release_of(shared.existing(arguments.path, "file or directory"), arguments.name)
+    release = release_of(shared.sources(arguments), arguments.name)
     with connected(shared.socket_path(arguments)) as agent:
         answer = agent.load(release)
     if arguments.json:

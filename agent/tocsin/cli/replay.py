@@ -46,9 +46,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--content",
         type=Path,
-        default=STARTER,
+        nargs="+",
+        default=[STARTER],
         metavar="DIR|RELEASE",
-        help="Sigma rules or a compiled release; default: the packaged starter release",
+        help="Sigma rules, or a compiled release; default: the packaged starter release",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (TOML); default: built in")
     shared.add_json(parser, 'one JSON object a match: {"line": N, "rule_id": …, "title": …}')

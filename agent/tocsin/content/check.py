@@ -6,9 +6,8 @@ run exactly as on a host.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
-from tocsin.content.compilation import Compilation, compile_sources
+from tocsin.content.compilation import Compilation, Sources, compile_sources
 from tocsin.errors import ContentError
 from tocsin.evaluate.code import Code
 from tocsin.evaluate.engine import failed_samples
@@ -36,25 +35,25 @@ class Finding:
     severity: Severity
     code: str
     file: str
-    """Relative to the directory that was checked."""
+    """Relative to the directory that was checked; with its path where several were."""
     line: int
     """From 1; 0 where none is known."""
     rule_id: str
     message: str
 
 
-def check(path: Path) -> list[Finding]:
-    """What is wrong with a file or a directory of rules, ordered by file and line."""
-    compilation = compile_sources(path, "check")
+def check(sources: Sources) -> list[Finding]:
+    """What is wrong with files and directories of rules, ordered by file and line."""
+    compilation = compile_sources(sources, "check")
     findings = [_of_error(error) for error in compilation.errors]
     if compilation.release.rules:
         findings += _evaluated(compilation)
     return sorted(findings, key=lambda found: (found.file, found.line, found.code, found.message))
 
 
-def build(path: Path, name: str) -> bytes:
-    """The compiled release of a file or a directory. Raises ContentError when a rule or a sample is wrong."""
-    compilation = compile_sources(path, name)
+def build(sources: Sources, name: str) -> bytes:
+    """The compiled release of files and directories. Raises ContentError when a rule or a sample is wrong."""
+    compilation = compile_sources(sources, name)
     errors = list(compilation.errors)
     raw = compilation.serialized()
     if not errors:

@@ -1,4 +1,4 @@
-"""A file or a directory of Sigma as one release.
+"""Files and directories of Sigma as one release.
 
 The same sources give the same bytes: fields by name, rules by id, samples by
 rule and place. Everything that is wrong is collected, file after file; a
@@ -7,7 +7,7 @@ when there was an error.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -38,10 +38,14 @@ class Compilation:
         return self.release.SerializeToString(deterministic=True)
 
 
-def compile_sources(path: Path, name: str) -> Compilation:
-    """Compiles a file or everything below a directory. Never raises for what is in the sources."""
+Sources = Path | Sequence[Path]
+"""A file or a directory, or several; of several, messages name each file with the path that it was found under."""
+
+
+def compile_sources(sources: Sources, name: str) -> Compilation:
+    """Compiles files and everything below directories. Never raises for what is in the sources."""
     out = Compilation(pb.CompiledRelease(format=FORMAT, schema_digest=SCHEMA_DIGEST, name=name, complete=True))
-    files, out.errors = source_files(path)
+    files, out.errors = all_files(sources)
     compiler = RuleCompiler()
     rules: dict[str, pb.Rule] = {}
     found_samples: list[pb.Sample] = []
@@ -56,6 +60,22 @@ def compile_sources(path: Path, name: str) -> Compilation:
     out.errors += orphans(files)
     _fill(out.release, compiler.fields, rules, found_samples)
     return out
+
+
+def all_files(sources: Sources) -> tuple[dict[str, Path], list[ContentError]]:
+    """Name in messages -> path of every source; and what cannot be read."""
+    if isinstance(sources, Path):
+        return source_files(sources)
+    if len(sources) == 1:
+        return source_files(sources[0])
+    files: dict[str, Path] = {}
+    errors: list[ContentError] = []
+    for path in sources:
+        found, unreadable = source_files(path)
+        folder = path if path.is_dir() else path.parent
+        files |= {(folder / name).as_posix(): source for name, source in found.items()}
+        errors += unreadable
+    return files, errors
 
 
 def source_files(path: Path) -> tuple[dict[str, Path], list[ContentError]]:

@@ -106,6 +106,10 @@ class Outlet:
         """What is pushed from now on is for another peer."""
         self._before_line = len(self)
 
+    def erase_line(self) -> None:
+        """Everything is for whoever is there."""
+        self._before_line = None
+
     def cross_line(self) -> bool:
         """True, once, when the old peer has acknowledged everything before the line: `next` is for the new one."""
         if self._before_line is None or self._before_line > 0:

@@ -1,0 +1,112 @@
+"""How a batch is made from what a source gave: its events as they are, losses, and the header at the end."""
+
+import hashlib
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+from tocsin.api.event.v1 import batch_pb2, event_pb2
+from tocsin.enrich.users import Users
+from tocsin.kernel.source import Drained, EventSource, SourceCounters
+from tocsin.processes.outlet import Queued
+from tocsin.records import framing
+from tocsin.records.field_table import SCHEMA_DIGEST
+
+MACHINE_ID: Final = Path("/etc/machine-id")
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+REFRESH_S: Final = 1.0
+Key = tuple[int, int]
+"""Event type and loss reason."""
+
+
+class Losses:
+    """Turns counters that grow into loss events."""
+
+    def __init__(self, counters: SourceCounters) -> None:
+        """What was lost before does not count again."""
+        self._kernel = _lost(counters)
+        self._fresh: Counter[Key] = Counter()
+        self._total: Counter[Key] = Counter()
+
+    def count(self, reason: int, count: int) -> None:
+        """Events lost in user space, of whatever type."""
+        if count:
+            self._fresh[0, reason] += count
+            self._total[0, reason] += count
+
+    def take(self, counters: SourceCounters) -> list[event_pb2.Event]:
+        """A loss event for each counter that grew since the last call."""
+        now = _lost(counters)
+        fresh = self._fresh + (now - self._kernel)
+        self._kernel, self._fresh = now, Counter()
+        at_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return [
+            event_pb2.Event(
+                boottime_ns=at_ns,
+                type=event_pb2.EVENT_TYPE_LOSS,
+                loss=event_pb2.Loss(
+                    event_type=kind,  # type: ignore[arg-type]
+                    reason=reason,  # type: ignore[arg-type]
+                    count=count,
+                    total=now[kind, reason] or self._total[kind, reason],
+                ),
+            )
+            for (kind, reason), count in sorted(fresh.items())
+        ]
+
+
+def _lost(counters: SourceCounters) -> Counter[Key]:
+    return Counter({(each.event_type, loss.reason): loss.count for each in counters.types for loss in each.lost})
+
+
+class Batcher:
+    """Makes batches of one source."""
+
+    def __init__(self, source: EventSource) -> None:
+        self._source = source
+        self._host_id = hashlib.sha256(_text(MACHINE_ID).encode()).hexdigest()
+        self._boot_id = _text(BOOT_ID)
+        self._users = Users()
+        self._users_due = True
+        self._refreshed_s = 0.0
+        self.losses = Losses(source.counters())
+
+    def tell_users(self) -> None:
+        """Users stand in the next batch: somebody new listens."""
+        self._users_due = True
+
+    def make(self, drained: Drained) -> Queued:
+        """The batch that is due."""
+        now_s = time.monotonic()
+        if now_s - self._refreshed_s >= REFRESH_S:
+            self._refreshed_s = now_s
+            self._users_due |= self._users.refresh()
+        counters = self._source.counters()
+        self.losses.count(event_pb2.LOSS_REASON_MALFORMED, drained.malformed)
+        losses = [framing.event_field(e.SerializeToString()) for e in self.losses.take(counters)]
+        header = batch_pb2.BatchHeader(
+            host_id=self._host_id,
+            boot_id=self._boot_id,
+            source=self._source.kind,
+            start_position=drained.start,
+            end_position=drained.end,
+            first_event_index=drained.first_index,
+            event_count=drained.count,
+            realtime_offset_ns=time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+            counters=counters.types,
+            schema_digest=SCHEMA_DIGEST,
+            users=self._users.known if self._users_due else (),
+            images_missing=counters.images_missing,
+            images_dropped=counters.images_dropped,
+        )
+        self._users_due = False
+        payload = b"".join((drained.body, *losses, framing.header_field(header.SerializeToString())))
+        return Queued(drained.start, drained.end, drained.count, payload)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,289 @@
+"""The sensor: takes events from the kernel and hands the same bytes to courier and evaluator.
+
+Its life: be given the descriptors of its predecessor or none, open the source,
+give its descriptors to the monitor, seed, drop privileges, then one loop: drain,
+frame, push, send, commit. Telemetry never waits for the evaluator, whose outlet
+drops and counts; the courier's does not drop: when it is full, nothing is
+drained and the kernel counts what its ring cannot hold.
+
+What the courier's channel has taken is committed; a later sensor goes on there.
+"""
+
+import argparse
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from tocsin import config as configuration
+from tocsin.api.control.v1 import control_service_pb2 as control
+from tocsin.config import SensorConfig
+from tocsin.errors import KernelError, PeerError, TocsinError
+from tocsin.kernel.core import open_core
+from tocsin.kernel.replay import open_replay
+from tocsin.kernel.source import Drained, EventSource
+from tocsin.processes.batching import Batcher
+from tocsin.processes.channel import Channel, Kind, Message
+from tocsin.processes.outlet import Outlet, Queued
+from tocsin.records import framing
+from tocsin.sandbox.profiles import enter_sensor
+
+log = logging.getLogger("sensor")
+
+EVALUATOR_QUEUE_BYTES: Final = 64 << 20
+COURIER_QUEUE_BYTES: Final = 32 << 20
+HEARTBEAT_S: Final = 1.0
+KEEP_TIMEOUT_S: Final = 30.0
+DRAINS_AT_ONCE: Final = 16
+"""Before the channels are looked at again."""
+MESSAGES_AT_ONCE: Final = 64
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs until the monitor ends it; 1 when it cannot start."""
+    parser = argparse.ArgumentParser(prog="tocsin.processes.sensor")
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--config", required=True)
+    arguments = parser.parse_args(argv)
+    level = os.environ.get("TOCSIN_LOG_LEVEL", "INFO")
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        config = configuration.from_json(arguments.config).sensor
+        monitor = Channel(socket.socket(fileno=arguments.control_fd))
+        framing.index(b"")
+        source, shortfall = open_source(config, kept_descriptors(monitor))
+        fds = tuple(source.handover())
+        if fds:
+            monitor.send(Message(Kind.KEEP, fds=fds))
+        seeded = source.seed()
+        log.info("%d processes known; %s", seeded, enter_sensor())
+        monitor.send(Message(Kind.READY, a=source.kind, payload=shortfall.encode(errors="replace")))
+    except (TocsinError, OSError) as error:
+        log.error("cannot start: %s", error)  # noqa: TRY400 - an operator's error, not the program's
+        return 1
+    try:
+        Sensor(config, monitor, source).run()
+    except PeerError as error:
+        log.info("monitor: %s", error)
+    return 0
+
+
+def kept_descriptors(monitor: Channel) -> list[int]:
+    """What the monitor kept of a former sensor. Raises PeerError when it says something else."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(monitor, selectors.EVENT_READ)
+        if not selector.select(KEEP_TIMEOUT_S):
+            raise PeerError(f"got no KEEP from the monitor in {KEEP_TIMEOUT_S} s")
+    message = monitor.receive()
+    if message is None or message.kind is not Kind.KEEP:
+        raise PeerError(f"got {message.kind.name if message else 'nothing'}, expected KEEP")
+    return list(message.fds)
+
+
+def open_source(config: SensorConfig, kept_fds: list[int]) -> tuple[EventSource, str]:
+    """The source, and why it is not the one that was wanted. Raises KernelError."""
+    if config.source == "replay":
+        return open_replay(config), "recorded events are shown, none of this host: sensor.source is replay"
+    try:
+        return open_core(config, kept_fds), ""
+    except KernelError as error:
+        if config.source == "core" or kept_fds:
+            raise
+        shortfall = f"recorded events are shown, none of this host: {error}"
+    log.warning("%s", shortfall)
+    return open_replay(config), shortfall
+
+
+class Sensor:
+    """The loop."""
+
+    def __init__(self, config: SensorConfig, monitor: Channel, source: EventSource) -> None:
+        self._config = config
+        self._monitor = monitor
+        self._source = source
+        self._batcher = Batcher(source)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(monitor, selectors.EVENT_READ, self._from_monitor)
+        self._courier: Channel | None = None
+        self._evaluator: Channel | None = None
+        self._candidate: Channel | None = None
+        self._to_courier = Outlet(COURIER_QUEUE_BYTES, lossy=False)
+        self._to_evaluator = Outlet(EVALUATOR_QUEUE_BYTES, lossy=True)
+        self._events = 0
+        self._position = 0
+        self._first_index = 0
+        self._last_batch_s = 0.0
+        self._ended = False
+
+    def run(self) -> None:
+        """Until SHUTDOWN. Raises PeerError when the monitor is gone."""
+        interval_s = self._config.drain_interval_ms / 1000
+        next_drain_s = next_beat_s = time.monotonic()
+        while not self._ended:
+            for key, _ in self._selector.select(max(0.0, next_drain_s - time.monotonic())):
+                if key.fileobj in (self._monitor, self._courier, self._evaluator, self._candidate):
+                    self._read(key.fileobj, key.data)  # type: ignore[arg-type]
+            now_s = time.monotonic()
+            if now_s >= next_drain_s:
+                backlog = self._drain()
+                next_drain_s = time.monotonic() if backlog else now_s + interval_s
+            self._flush()
+            if now_s >= next_beat_s:
+                next_beat_s = now_s + HEARTBEAT_S
+                self._monitor.send(Message(Kind.HEARTBEAT, a=self._events, b=self._to_evaluator.in_flight))
+        self._source.close()
+
+    def _drain(self) -> bool:
+        """Takes what the source has; whether it has more."""
+        for _ in range(DRAINS_AT_ONCE):
+            if self._to_courier.full:
+                return False
+            drained = self._source.drain(self._config.batch_bytes)
+            if drained.end == drained.start:
+                self._position, self._first_index = drained.end, drained.first_index
+                self._beat()
+                return False
+            self._events += drained.count
+            self._push(self._batcher.make(drained))
+            if len(drained.body) < self._config.batch_bytes // 2:
+                return False
+        return True
+
+    def _beat(self) -> None:
+        """A batch without events, each second in which there was none: counters and losses go out all the same."""
+        if time.monotonic() - self._last_batch_s >= HEARTBEAT_S:
+            self._push(self._batcher.make(Drained(b"", 0, self._position, self._position, self._first_index)))
+
+    def _push(self, batch: Queued) -> None:
+        self._last_batch_s = time.monotonic()
+        self._to_courier.push(batch)
+        self._to_evaluator.push(Queued(batch.start, batch.end, batch.count, batch.payload))
+        self._flush()
+
+    def _flush(self) -> None:
+        """The courier first: what it was sent is committed, and no later sensor sends it again."""
+        if self._courier is not None:
+            before = self._to_courier.sent_position
+            if not self._send_all(self._courier, self._to_courier):
+                self._drop(self._courier, "cannot be sent to")
+            if self._to_courier.sent_position > before:
+                self._source.commit(self._to_courier.sent_position)
+        if self._evaluator is not None and not self._send_all(self._evaluator, self._to_evaluator):
+            self._drop(self._evaluator, "cannot be sent to")
+        for reason, count in self._to_evaluator.take_losses().items():
+            self._batcher.losses.count(reason, count)
+
+    def _send_all(self, channel: Channel, outlet: Outlet) -> bool:
+        """As much as the channel takes now; False: the peer is gone."""
+        try:
+            while (batch := outlet.next()) is not None:
+                if not channel.send(Message(Kind.BATCH, a=batch.start, b=batch.end, payload=batch.payload)):
+                    break
+                outlet.sent()
+        except PeerError:
+            return False
+        return True
+
+    def _read(self, channel: Channel, take: Callable[[Message], None]) -> None:
+        try:
+            for _ in range(MESSAGES_AT_ONCE):
+                message = channel.receive()
+                if message is None:
+                    return
+                take(message)
+        except PeerError as error:
+            if channel is self._monitor:
+                raise
+            self._drop(channel, str(error))
+
+    def _drop(self, channel: Channel | None, reason: str) -> None:
+        if channel is None:
+            return
+        log.info("%s: %s", "courier" if channel is self._courier else "evaluator", reason)
+        self._selector.unregister(channel)
+        channel.close()
+        if channel is self._courier:
+            self._courier = None
+            self._to_courier.peer_died()
+        elif channel is self._candidate:
+            self._candidate = None
+            self._to_evaluator.erase_line()
+        elif channel is self._evaluator:
+            self._evaluator = None
+            switching = self._to_evaluator.switching
+            self._to_evaluator.peer_died()
+            if switching and self._candidate is not None:
+                self._take_candidate()
+
+    def _from_monitor(self, message: Message) -> None:
+        match message.kind:
+            case Kind.ATTACH if len(message.fds) == 1:
+                channel = Channel(socket.socket(fileno=message.fds[0]))
+                self._attach(message.code, channel, waits=bool(message.b))
+            case Kind.SWITCH if self._candidate is not None:
+                self._to_evaluator.draw_line()
+                if self._evaluator is None:
+                    self._to_evaluator.erase_line()
+                    self._take_candidate()
+                self._cross_line()
+            case Kind.SWITCH:
+                log.info("SWITCH, but the candidate is gone")
+            case Kind.SHUTDOWN:
+                self._ended = True
+            case _:
+                for fd in message.fds:
+                    os.close(fd)
+                raise PeerError(f"got {message.kind.name}, which a monitor may not send")
+
+    def _attach(self, role: int, channel: Channel, *, waits: bool) -> None:
+        if role == control.ROLE_COURIER:
+            self._drop(self._courier, "replaced")
+            self._courier = channel
+            self._selector.register(channel, selectors.EVENT_READ, self._from_courier)
+        elif role == control.ROLE_EVALUATOR and waits:
+            self._drop(self._candidate, "replaced")
+            self._candidate = channel
+            self._selector.register(channel, selectors.EVENT_READ, self._from_evaluator)
+        elif role == control.ROLE_EVALUATOR:
+            self._drop(self._candidate, "given up")
+            self._drop(self._evaluator, "replaced")
+            self._evaluator = channel
+            self._selector.register(channel, selectors.EVENT_READ, self._from_evaluator)
+        else:
+            channel.close()
+            raise PeerError(f"ATTACH of a peer with role {role}, expected courier or evaluator")
+        self._batcher.tell_users()
+
+    def _from_courier(self, message: Message) -> None:
+        if message.kind is not Kind.ACK:
+            raise PeerError(f"got {message.kind.name}, expected ACK")
+        self._to_courier.acknowledge(message.b)
+
+    def _from_evaluator(self, message: Message) -> None:
+        if message.kind is not Kind.ACK:
+            raise PeerError(f"got {message.kind.name}, expected ACK")
+        self._to_evaluator.acknowledge(message.b)
+        self._cross_line()
+
+    def _cross_line(self) -> None:
+        if self._candidate is not None and self._to_evaluator.cross_line():
+            former, self._evaluator = self._evaluator, None
+            if former is not None:
+                self._selector.unregister(former)
+                former.close()
+            self._take_candidate()
+
+    def _take_candidate(self) -> None:
+        self._evaluator, self._candidate = self._candidate, None
+        self._batcher.tell_users()
+        self._monitor.send(Message(Kind.SWITCHED, a=self._to_evaluator.sent_position))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -16,10 +17,10 @@ from bench.timing import Cpu, cpu_of
 from tocsin.api.control.v1 import control_service_pb2 as control
 from tocsin.api.event.v1 import batch_pb2
 from tocsin.cli.agent import connected
+from tocsin.config import Config, SensorConfig
 from tocsin.errors import TocsinError
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMAND: Final = ROOT / ".venv" / "bin" / "tocsin"
 STARTER: Final = ROOT / "agent" / "tocsin" / "starter.release"
 START_TIMEOUT_S: Final = 60.0
 SOURCES: Final = {
@@ -39,11 +40,16 @@ class AgentUnderTest:
         folder = Path(self._folder.name)
         folder.chmod(0o755)
         self.socket = folder / "run" / "tocsin.sock"
-        settings = f'runtime_dir = "{folder}/run"\nstate_dir = "{folder}/state"\nrelease = "{STARTER}"\n'
-        (folder / "settings.toml").write_text(settings + '[sensor]\nsource = "core"\n')
+        config = Config(
+            runtime_dir=f"{folder}/run",
+            state_dir=f"{folder}/state",
+            release=str(STARTER),
+            sensor=SensorConfig(source="core"),
+        )
         self._log = (folder / "log").open("wb+")
+        # Its own monitor, as a service would run it: `tocsin run` would be one more subscriber.
         self._process = subprocess.Popen(
-            [COMMAND, "run", "--quiet", "--config", folder / "settings.toml"],
+            [sys.executable, "-P", "-m", "tocsin.processes.monitor", "--config", config.to_json()],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,

@@ -37,11 +37,7 @@ WINDOW_EVENTS: Final = 10_000
 """On their way at a time: less than the ring, the channels and the subscriber's backlog hold."""
 EVENTS_A_RUN: Final = 500
 STALLED_S: Final = 10.0
-ORDINARY: Final = (
-    "ls -l /etc >/dev/null; cat /etc/passwd >/dev/null; id -u >/dev/null; uname -a >/dev/null",
-    "grep -c root /etc/passwd >/dev/null; find /etc -maxdepth 1 -name 'h*' >/dev/null; sort /etc/group >/dev/null",
-    "tar -cf /dev/null /etc/hostname 2>/dev/null; date >/dev/null; head -n 1 /etc/hosts | sed s/a/b/ >/dev/null",
-)
+ORDINARY: Final = Path(__file__).with_name("ordinary.sh")
 
 
 class Order(ctypes.Structure):
@@ -57,11 +53,7 @@ class Order(ctypes.Structure):
 
 def capture(agent: AgentUnderTest) -> list[bytes]:
     """Records of real events of this host: ordinary commands, connections, and the self-test act once."""
-    workloads = build.workloads()
-    once = "; ".join((*ORDINARY, f"{workloads} connect 10 0 >/dev/null", "/bin/true $ACT"))
-    # By the environment: else the act would stand in the shell's own arguments, and so in every event's parent.
-    environment = {**os.environ, "ACT": SELF_TEST_ACT}
-    load = subprocess.Popen(["/bin/sh", "-c", f"while :; do {once}; done"], env=environment, start_new_session=True)
+    load = subprocess.Popen([ORDINARY, build.workloads()], stdin=subprocess.DEVNULL, start_new_session=True)
     records: list[bytes] = []
     try:
         with connected(agent.socket) as running:

@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--config", required=True)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(stream=sys.stderr, level=os.environ.get("TOCSIN_LOG_LEVEL", "INFO"), format="%(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=os.environ.get("TOCSIN_LOG_LEVEL", "INFO"), format="%(name)s: %(message)s"
+    )
     try:
         config = configuration.from_json(arguments.config)
         control = Channel(socket.socket(fileno=arguments.control_fd))

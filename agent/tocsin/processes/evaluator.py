@@ -101,7 +101,7 @@ class Evaluator:
             timeout_s = BLOCKED_RETRY_S if self._answers else max(0.0, next_beat - time.monotonic())
             for key, _ in self._selector.select(timeout_s):
                 if key.fileobj in (self._monitor, self._sensor, self._courier):
-                    self._read(key.fileobj, key.data)  # type: ignore[arg-type]
+                    self._read(key.fileobj, key.data)
             self._give_answers()
             if self._engine is not None and time.monotonic() >= next_beat:
                 waits = int(bool(self._answers))
@@ -149,13 +149,15 @@ class Evaluator:
             raw = os.pread(file.fileno(), MAX_RELEASE_BYTES + 1, 0)
         try:
             loaded = engine.load(raw, SCHEMA_DIGEST)
-            if loaded.digest != digest:
-                raise ContentError(Code.MALFORMED, f"got {loaded.digest.hex()}, expected the bytes of {digest.hex()}")
         except ContentError as error:
             self._refuse(error)
             return
         except MemoryError:
             self._refuse(ContentError(Code.TOO_LARGE, "the release needs more memory than an evaluator may have"))
+            return
+        if loaded.digest != digest:
+            words = f"got the bytes of {loaded.digest.hex()}, expected those of {digest.hex()}"
+            self._refuse(ContentError(Code.MALFORMED, words))
             return
         self._engine = loaded
         rules, inert = len(loaded.rules), len(loaded.inert)
@@ -262,9 +264,7 @@ def cut_to_size(serialised: bytes) -> bytes:
     lost = len(batch.detections) - len(kept)
     loss = event_pb2.Loss(reason=event_pb2.LOSS_REASON_EVALUATOR_BACKLOG, count=lost, total=lost)
     losses = [*batch.losses, loss]
-    return batch_pb2.DetectionBatch(
-        detections=kept, end_position=batch.end_position, losses=losses
-    ).SerializeToString()
+    return batch_pb2.DetectionBatch(detections=kept, end_position=batch.end_position, losses=losses).SerializeToString()
 
 
 def _unexpected(message: Message) -> PeerError:

@@ -112,13 +112,17 @@ def take_lock(config: Config) -> BinaryIO:
             raise ConfigError(f"{runtime} belongs to uid {runtime.stat().st_uid}, expected {os.geteuid()}: remove it")
         fd = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
-        raise ConfigError(f"{error.filename or runtime}: {error.strerror}; name another runtime_dir or state_dir") from error
+        raise ConfigError(
+            f"{error.filename or runtime}: {error.strerror}; name another runtime_dir or state_dir"
+        ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         other = os.pread(fd, 20, 0).decode(errors="replace").strip()
         os.close(fd)
-        raise ConfigError(f"another agent runs on {runtime} (pid {other}): end it, or name another runtime_dir") from None
+        raise ConfigError(
+            f"another agent runs on {runtime} (pid {other}): end it, or name another runtime_dir"
+        ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return os.fdopen(fd, "rb")
@@ -235,7 +239,7 @@ class Monitor:
 
     # --- what children say
 
-    def _serve(self, child: Child, died: bool) -> None:  # noqa: FBT001 - what the selector carries
+    def _serve(self, child: Child, died: bool) -> None:
         if died:
             self._buried(child)
             return
@@ -312,14 +316,18 @@ class Monitor:
     # --- deaths
 
     def _knows(self, what: Channel | int) -> bool:
-        return what.fileno() in self._selector.get_map() if isinstance(what, Channel) else what in self._selector.get_map()
+        return (
+            what.fileno() in self._selector.get_map() if isinstance(what, Channel) else what in self._selector.get_map()
+        )
 
     def _buried(self, child: Child) -> None:
         """Reads what it said last, then clears up."""
         if self._knows(child.channel):
             self._serve(child, died=False)
         status = child.process.wait()
-        log.log(logging.INFO if child in self._retiring else logging.WARNING, "%s ended, status %d", _name(child), status)
+        log.log(
+            logging.INFO if child in self._retiring else logging.WARNING, "%s ended, status %d", _name(child), status
+        )
         self._forget(child)
         slot = next((s for s in (self._sensor, self._courier, self._evaluator) if s.child is child), None)
         if child in self._retiring:
@@ -382,9 +390,7 @@ class Monitor:
 
     def _answer(self, courier: Child, ticket: int, code: int, refusal: bytes = b"") -> None:
         active = self._active
-        message = Message(
-            Kind.LOAD_RESULT, code=code, a=ticket, b=active.rules, digest=active.digest, payload=refusal
-        )
+        message = Message(Kind.LOAD_RESULT, code=code, a=ticket, b=active.rules, digest=active.digest, payload=refusal)
         if courier is self._courier.child and not courier.tell(message):
             log.warning("the courier did not take the answer to a load")
 

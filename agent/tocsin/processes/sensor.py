@@ -128,7 +128,7 @@ class Sensor:
         while not self._ended:
             for key, _ in self._selector.select(max(0.0, next_drain_s - time.monotonic())):
                 if key.fileobj in (self._monitor, self._courier, self._evaluator, self._candidate):
-                    self._read(key.fileobj, key.data)  # type: ignore[arg-type]
+                    self._read(key.fileobj, key.data)
             now_s = time.monotonic()
             if now_s >= next_drain_s:
                 backlog = self._drain()

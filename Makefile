@@ -52,7 +52,7 @@ setup: ## system packages and .venv; instant when nothing is missing
 	@packaging/setup.sh $(if $(LENIENT),--lenient)
 
 run: ## the agent in the foreground, on live events or, where it may not load eBPF, on recorded ones; ARGS
-	@$(MAKE) --no-print-directory build LENIENT=1
+	@$(MAKE) --no-print-directory build LENIENT=1 >&2
 	@exec .venv/bin/tocsin run $(ARGS)
 
 test: build lint ## everything that can fail: build, lint, all tests; ARGS for pytest

@@ -105,6 +105,10 @@ def wait_until_ready(socket_path: Path, monitor: "subprocess.Popen[bytes]") -> c
             with connected(socket_path) as agent:
                 while time.monotonic() < deadline_s and monitor.poll() is None:
                     status = agent.status()
+                    if monitor.pid not in (process.pid for process in status.processes):
+                        words = f"another agent listens on {socket_path}"
+                        time.sleep(POLL_S)
+                        continue
                     if status.health == control.HEALTH_FAILED:
                         raise KernelError(f"the agent did not start: {status.health_reason}")
                     if status.source and status.release_digest and "being started" not in status.health_reason:

@@ -84,7 +84,7 @@ def test_the_self_test_act_is_detected(source: str) -> None:
 
 @on_every_source
 @pytest.mark.parametrize("role", [control.ROLE_SENSOR, control.ROLE_EVALUATOR, control.ROLE_COURIER])
-def test_a_killed_process_comes_back(agent: Agent, role: int) -> None:
+def test_a_killed_process_comes_back(agent: Agent, role: control.Role.ValueType) -> None:
     before = agent.status()
     monitor, victim = agent.pid(control.ROLE_MONITOR), agent.pid(role)
     os.kill(victim, signal.SIGKILL)
@@ -258,6 +258,35 @@ def test_a_second_agent_is_told_of_the_first(agent: Agent) -> None:
     assert done.returncode == 4
     assert f"pid {agent.pid(control.ROLE_MONITOR)}" in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1000])
+def test_a_release_that_cannot_be_used_at_the_start_gives_way_to_the_packaged_one(
+    tmp_path: Path, size_bytes: int
+) -> None:
+    broken = tmp_path / "broken.release"
+    broken.write_bytes(b"\xff" * size_bytes)
+    with Agent("replay", "--release", str(broken)) as agent:
+        status = agent.status()
+        assert status.health == control.HEALTH_DEGRADED
+        assert "broken.release" in status.health_reason
+        assert status.release_rules > 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root can become another user")
+def test_an_ordinary_user_sees_recorded_events_and_why() -> None:
+    with tempfile.TemporaryDirectory(prefix="tocsin-test-") as name:
+        os.chown(name, 65534, 65534)
+        # the interpreter may lie below a directory that is closed to others
+        user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        user += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search"]
+        command = [*user, *COMMAND, "run", "--for", "8s", "--json"]
+        environment = {"PATH": os.environ["PATH"], "HOME": name, "XDG_RUNTIME_DIR": name}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
+        assert (Path(name) / ".local/state/tocsin/content").is_dir()
+    assert done.returncode == 0, done.stderr
+    assert "no privilege to load eBPF" in done.stderr
+    assert SELF_TEST in {each["detection"]["rule_id"] for each in objects(done.stdout) if "detection" in each}
 
 
 @on_every_source

@@ -21,7 +21,10 @@ class Clock:
 
 def recorded(*times_ns: int) -> list[event_pb2.Event]:
     """Events at these times."""
-    return [event_pb2.Event(boottime_ns=at, type=EXEC, process={"start_boottime_ns": at - 1}) for at in times_ns]
+    return [
+        event_pb2.Event(boottime_ns=at, type=EXEC, process=event_pb2.Process(start_boottime_ns=at - 1))
+        for at in times_ns
+    ]
 
 
 def counters(lost: int) -> SourceCounters:
@@ -54,7 +57,7 @@ def test_replay_begins_again_with_growing_positions() -> None:
 
 def test_replay_shortens_long_pauses() -> None:
     clock = Clock()
-    source = ReplaySource(recorded(0, 10**15), clock)
+    source = ReplaySource(recorded(1, 10**15), clock)
     source.drain(1 << 20)
     clock.now_ns += MAX_GAP_NS
     assert source.drain(1 << 20).count == 1

@@ -89,6 +89,14 @@ def test_a_repeated_batch_is_dropped() -> None:
     assert hub.events_received == 2
 
 
+def test_a_batch_without_events_is_taken_for_its_header() -> None:
+    hub = make_hub()
+    give(hub, 0, 10, make_event(1))
+    header = batch_pb2.BatchHeader(host_id="h", start_position=10, end_position=10, images_missing=7)
+    assert hub.take_batch(10, batch_pb2.Batch(header=header).SerializeToString())
+    assert (hub.position, hub.header.images_missing, hub.events_received) == (10, 7, 1)
+
+
 def test_positions_start_over_with_a_new_epoch_only() -> None:
     hub = make_hub()
     give(hub, 90, 100, make_event(1))

@@ -198,9 +198,12 @@ class Links:
         except PeerError as error:
             log.info("sensor: %s", error)  # its channel tells its end to the reader
 
-    def _from_evaluator(self, _channel: Channel, message: Message) -> None:
+    def _from_evaluator(self, channel: Channel, message: Message) -> None:
+        """Former evaluators first: what they found lies before, and after it would be taken for a repetition."""
         if message.kind is not Kind.DETECTIONS or message.fds:
             raise _unexpected(message)
+        for former in self._evaluators[: self._evaluators.index(channel)]:
+            self._read(former, self._from_evaluator, 1 << 20)
         self.hub.take_detections(message.b, message.a, message.payload)
         self._read_evaluators_or_not()
 

@@ -49,6 +49,7 @@ class Held:
         env: Mapping[str, str] | None = None,
         cwd: str | bytes | Path | None = None,
         before_exec: Callable[[], None] | None = None,
+        pass_fds: Sequence[int] = (),
         says_pid: bool = False,
     ) -> None:
         self.process = subprocess.Popen(
@@ -57,6 +58,7 @@ class Held:
             env=env,
             cwd=cwd,
             preexec_fn=before_exec,
+            pass_fds=pass_fds,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -1,7 +1,9 @@
 /* What the section `overhead` puts under load: workloads MODE COUNT CPU
  *
- *   exec     start a small static program (this file, mode `nothing`) and wait for it
+ *   exec     fork, execute a small static program (this file, mode `nothing`), wait for it
+ *   spawn    the same by posix_spawn, which makes some 130 system calls for the child's signals
  *   connect  connect to a listener of the same process over loopback, accept, close both ends
+ *   syscall  getppid: the cheapest system call that does something
  *   nothing  end at once
  *
  * Prints one line: wall seconds, CPU seconds of this process and of the programs that it started.
@@ -17,6 +19,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -44,22 +47,49 @@ static double cpu_seconds(int whose)
 	       (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
 }
 
-static void start_programs(char *self, long count)
+static char *child_argv[] = {"workloads", "nothing", "--with=an/argument/of/some/length",
+			     "--and=another", NULL};
+static char *child_envp[] = {"PATH=/usr/bin:/bin", "LANG=C", NULL};
+
+static void wait_for(pid_t child)
 {
-	char *argv[] = {self, "nothing", "--with=an/argument/of/some/length", "--and=another",
-			NULL};
-	char *envp[] = {"PATH=/usr/bin:/bin", "LANG=C", NULL};
 	int status;
 
+	if (waitpid(child, &status, 0) != child || status)
+		die("child");
+}
+
+static void fork_and_execute(const char *self, long count)
+{
+	for (long i = 0; i < count; i++) {
+		pid_t child = fork();
+
+		if (child < 0)
+			die("fork");
+		if (!child) {
+			execve(self, child_argv, child_envp);
+			_exit(1);
+		}
+		wait_for(child);
+	}
+}
+
+static void spawn(const char *self, long count)
+{
 	for (long i = 0; i < count; i++) {
 		pid_t child;
 
-		errno = posix_spawn(&child, self, NULL, NULL, argv, envp);
+		errno = posix_spawn(&child, self, NULL, NULL, child_argv, child_envp);
 		if (errno)
 			die(self);
-		if (waitpid(child, &status, 0) != child || status)
-			die("child");
+		wait_for(child);
 	}
+}
+
+static void call(long count)
+{
+	for (long i = 0; i < count; i++)
+		syscall(SYS_getppid);
 }
 
 static void make_connections(long count)
@@ -93,7 +123,7 @@ int main(int argc, char **argv)
 	if (argc > 1 && !strcmp(argv[1], "nothing"))
 		return 0;
 	if (argc != 4) {
-		fprintf(stderr, "usage: workloads exec|connect COUNT CPU\n");
+		fprintf(stderr, "usage: workloads exec|spawn|connect|syscall COUNT CPU\n");
 		return 2;
 	}
 
@@ -108,7 +138,11 @@ int main(int argc, char **argv)
 	double wall = wall_seconds(), cpu = cpu_seconds(RUSAGE_SELF) + cpu_seconds(RUSAGE_CHILDREN);
 
 	if (!strcmp(argv[1], "exec"))
-		start_programs(argv[0], count);
+		fork_and_execute(argv[0], count);
+	else if (!strcmp(argv[1], "spawn"))
+		spawn(argv[0], count);
+	else if (!strcmp(argv[1], "syscall"))
+		call(count);
 	else if (!strcmp(argv[1], "connect"))
 		make_connections(count);
 	else

@@ -89,6 +89,19 @@ def test_a_repeated_batch_is_dropped() -> None:
     assert hub.events_received == 2
 
 
+def test_of_a_batch_that_overlaps_only_the_new_events_are_taken() -> None:
+    hub = make_hub()
+    watcher = Watcher(hub)
+    give(hub, 0, 20, make_event(1), make_event(2))
+    assert give(hub, 0, 30, make_event(1), make_event(2), make_event(3))
+    first, second = (part.batch for part in watcher.parts())
+    assert [e.cpu_sequence for e in first.events] == [1, 2]
+    assert [e.cpu_sequence for e in second.events] == [3]
+    header = second.header
+    assert (header.start_position, header.end_position) == (20, 30)
+    assert (header.first_event_index, header.event_count, hub.events_received) == (2, 1, 3)
+
+
 def test_a_batch_without_events_is_taken_for_its_header() -> None:
     hub = make_hub()
     give(hub, 0, 10, make_event(1))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tocsin import native
+from tocsin.api.event.v1 import batch_pb2
 from tocsin.errors import WireError
 
 EVENT_TAG: Final = b"\x0a"
@@ -82,6 +83,17 @@ def _function() -> "ctypes._NamedFuncPointer":
         function.argtypes = [ctypes.c_char_p, size, pointer, pointer, pointer, size, pointer]
         function.restype = ctypes.c_int64
     return function
+
+
+def without_first(found: Index, header: batch_pb2.BatchHeader, count: int, start_position: int) -> Index:
+    """The batch without its first `count` events, which were taken before; `header` is its own, parsed."""
+    rest = batch_pb2.BatchHeader()
+    rest.CopyFrom(header)
+    rest.start_position = start_position
+    rest.first_event_index += count
+    rest.event_count -= count
+    body = b"".join(event_field(found.event(i)) for i in range(count, len(found)))
+    return index(body + header_field(rest.SerializeToString()))
 
 
 def event_field(event: bytes) -> bytes:

@@ -1,7 +1,9 @@
 """Batches and detections in, subscribers' backlogs out: everything the courier decides, without a socket.
 
 Invariants. A batch is taken once: one that ends at or before the last position
-taken is a repetition (the sensor sends again what was not acknowledged).
+taken is a repetition (the sensor sends again what was not acknowledged); of one
+that begins before it, only the events behind it are taken (a sensor that was
+killed between sending and committing has a successor that drains them again).
 Detections of a batch are taken once too, and are held back until that batch has
 been taken. Positions start over only with a new epoch.
 """
@@ -57,6 +59,7 @@ class Hub:
         self._released_position = 0
         self.position = 0
         """End of the last batch that was taken."""
+        self._next_index = 0
         self.users: tuple[batch_pb2.User, ...] = ()
         self.header = batch_pb2.BatchHeader()
         """Of the last batch."""
@@ -82,7 +85,7 @@ class Hub:
             return
         self._epoch = epoch
         self._release_up_to(max(self._held, default=0))
-        self.position = self._released_position = 0
+        self.position = self._released_position = self._next_index = 0
 
     def begin_evaluator(self) -> int:
         """An evaluator was attached; how many detection batches of former ones were given up to make room."""
@@ -110,18 +113,26 @@ class Hub:
         """
         if end_position < self.position or (end_position == self.position and not _is_heartbeat(serialised)):
             return False
-        self.position = end_position
+        taken, self.position = self.position, end_position
         try:
             index = framing.index(serialised)
             header = batch_pb2.BatchHeader.FromString(index.header)
+            if header.start_position < taken:
+                index = self._untaken(index, header, taken)
         except (WireError, DecodeError) as error:
             self.losses[0, event_pb2.LOSS_REASON_MALFORMED] += 1
             self._release_up_to(self.position)
             raise WireError(f"batch that ends at {end_position}: {error}") from error
+        self._next_index = header.first_event_index + header.event_count
         self._note(index, header)
         self._send_events(index)
         self._release_up_to(self.position)
         return True
+
+    def _untaken(self, index: framing.Index, header: batch_pb2.BatchHeader, taken: int) -> framing.Index:
+        """What is new of a batch that begins before the last position taken."""
+        known = min(header.event_count, max(0, self._next_index - header.first_event_index))
+        return framing.without_first(index, header, known, taken) if known else index
 
     def take_detections(self, end_position: int, evaluated: int, serialised: bytes) -> bool:
         """Takes a DetectionBatch; False: that of this batch was taken before. Raises WireError when it is none."""

@@ -1,7 +1,7 @@
 """The matcher that is shipped: one scan over a batch finds candidates, only they are decoded and checked.
 
 batch -> index (C) -> projection of the used fields (C) -> one Hyperscan scan
--> pairs of event and rule -> exact check by closures. Equal to the reference
+-> pairs of event and rule -> exact check by closures, or its remembered outcome. Equal to the reference
 matcher on every well-formed input; an event that no rule looks at is not read.
 One matcher belongs to one thread.
 """
@@ -20,6 +20,7 @@ from tocsin.evaluate import marker, semantics
 from tocsin.evaluate.boundary import BoundedRule
 from tocsin.evaluate.literal import USELESS_COST
 from tocsin.evaluate.match import Match, NamedEvent, NamedMatch
+from tocsin.evaluate.memo import Memo
 from tocsin.evaluate.predicate import closure
 from tocsin.evaluate.prefilter import Hit, Prefilter
 from tocsin.evaluate.projection import Projection
@@ -66,6 +67,7 @@ class FastMatcher:
             t: tuple(semantics.EVENT_FIELDS[t].get(name) for name in self._names) for t in self._lanes
         }
         keywords = any(uses_keyword(rule.condition) for rule in release.rules)
+        self._memo = Memo()
         self._projection = Projection(release.fields, tuple(self._lanes), every_field=keywords)
 
     @property
@@ -98,10 +100,9 @@ class FastMatcher:
             if lane.always:
                 add_always(candidates, lane, (i for i, t in enumerate(types) if t == event_type))
         return [
-            Match(event, raw, self._rules[number].rule)
+            Match(event, index.event(event), self._rules[number].rule)
             for event in sorted(candidates)
-            for raw in (index.event(event),)
-            for number in self._satisfied(candidates[event], self._schema_view(raw, event))
+            for number in self._outcome(index, event, candidates[event], bytes(piece(buffer, ends, event)))
         ]
 
     def match_named(self, events: Sequence[NamedEvent]) -> list[NamedMatch]:
@@ -122,6 +123,15 @@ class FastMatcher:
             for event in sorted(candidates)
             for number in self._satisfied(candidates[event], views[event])
         ]
+
+    def _outcome(self, index: framing.Index, event: int, numbers: Iterable[int], projected: bytes) -> tuple[int, ...]:
+        """The rules that the event satisfies, of those whose literals were found in its piece of the scan buffer."""
+        key = (index.types[event], projected)
+        outcome = self._memo.get(key)
+        if outcome is None:
+            outcome = tuple(self._satisfied(numbers, self._schema_view(index.event(event), event)))
+            self._memo.put(key, outcome)
+        return outcome
 
     def _satisfied(self, numbers: Iterable[int], view: View) -> Iterator[int]:
         return (number for number in sorted(numbers) if self._rules[number].matches(view))
@@ -151,6 +161,11 @@ class FastMatcher:
                 self._named_lanes.clear()
             lane = self._named_lanes[source] = self._lane((source,))
         return lane
+
+
+def piece(buffer: memoryview, ends: Sequence[int], event: int) -> memoryview:
+    """What stands in the scan buffer for one event."""
+    return buffer[ends[event - 1] if event else 0 : ends[event]]
 
 
 def values_by_name(event: NamedEvent) -> dict[str, list[bytes]]:

@@ -55,6 +55,18 @@ struct connection {
 	struct task_bytes parent;
 };
 
+/* Never read or written: puts the wire structs into the object's BTF, which a test compares with
+ * the schema. */
+struct wire_layout {
+	struct wire_header header;
+	struct wire_task task;
+	struct wire_image image;
+	struct wire_exec exec;
+	struct wire_fork fork;
+	struct wire_exit exit;
+	struct wire_tcp tcp;
+};
+
 struct scratch {
 	u32 busy;
 	u32 slot;
@@ -62,7 +74,10 @@ struct scratch {
 	struct connection connection;
 	u8 record[RECORD_BYTES];
 	/* Paths are built from the end; the tail takes what a masked offset may overrun. */
-	u8 path[PATH_BYTES + 256];
+	union {
+		u8 path[PATH_BYTES + 256];
+		struct wire_layout layout;
+	};
 };
 
 struct counters {

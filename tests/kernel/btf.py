@@ -50,7 +50,7 @@ def structs(path: Path) -> dict[str, tuple[int, Members]]:
             return size_of(size)
         if kind == ARRAY:
             element, _, length = struct.unpack_from("<III", raw, tail)
-            return size_of(element) * length
+            return size_of(int(element)) * int(length)
         return 8 if kind == POINTER else size
 
     found: dict[str, tuple[int, Members]] = {}

@@ -26,7 +26,9 @@ def boottime_ns() -> int:
 class Sensor:
     """A source and the events that were drained from it."""
 
-    def __init__(self, config: SensorConfig | None = None, kept_fds: list[int] | None = None, seed: bool = True) -> None:
+    def __init__(
+        self, config: SensorConfig | None = None, kept_fds: list[int] | None = None, seed: bool = True
+    ) -> None:
         self.source: EventSource = open_core(config or SensorConfig(), kept_fds or [])
         self.events: list[event_pb2.Event] = []
         self.drains: list[Drained] = []

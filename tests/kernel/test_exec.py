@@ -259,7 +259,10 @@ def test_a_path_of_nearly_4_kib_is_whole_or_flagged_with_its_tail(sensor: Sensor
 
 def test_a_path_over_4_kib_is_flagged_and_its_tail_kept(sensor: Sensor, acts: Acts, deep: Path) -> None:
     inner, path = descend(deep, [b"%03d" % n + b"x" * 200 for n in range(30)])
-    source, target = os.open(acts.path("hold"), os.O_RDONLY), os.open("hold", os.O_CREAT | os.O_WRONLY, 0o755, dir_fd=inner)
+    source, target = (
+        os.open(acts.path("hold"), os.O_RDONLY),
+        os.open("hold", os.O_CREAT | os.O_WRONLY, 0o755, dir_fd=inner),
+    )
     os.sendfile(target, source, 0, os.fstat(source).st_size)
     os.close(source)
     os.close(target)
@@ -368,7 +371,9 @@ def test_a_process_in_another_namespace_has_its_outer_pid(
         # What it said is the pid in its parent's namespace, which is ours.
         event = sensor.one(held.said, EXEC)
         expected = oracle.task(held.said) | oracle.image(held.said)
-        if kind == "user":  # /proc shows ids as this reader's namespace maps them, the kernel keeps global ones: the same
+        if (
+            kind == "user"
+        ):  # /proc shows ids as this reader's namespace maps them, the kernel keeps global ones: the same
             assert expected["euid"] == 0
         oracle.check(event.process, expected | {"ppid": held.pid, "tid": held.said})
         assert event.parent.pid == held.pid
@@ -414,7 +419,9 @@ def test_an_exec_after_vfork_has_the_vforking_parent(sensor: Sensor, acts: Acts,
     assert process.stdout is not None
     sensor.collect(lambda: any(e.type == EXEC and e.process.ppid == process.pid for e in sensor.events), "vfork's exec")
     event = next(e for e in sensor.events if e.type == EXEC and e.process.ppid == process.pid)
-    oracle.check(event.process, {"start_ticks": oracle.start_ticks(event.process.pid), "argv": hold.encode() + b"\0v\0"})
+    oracle.check(
+        event.process, {"start_ticks": oracle.start_ticks(event.process.pid), "argv": hold.encode() + b"\0v\0"}
+    )
     assert event.parent.pid == process.pid
     assert event.parent.exe == os.fsencode(Path(starter).resolve())
     process.stdin.close()

@@ -52,7 +52,9 @@ def ends(event: event_pb2.Event) -> tuple[tuple[bytes, int], tuple[bytes, int]]:
     return (body.source_ip, body.source_port), (body.destination_ip, body.destination_port)
 
 
-def listen(family: socket.AddressFamily = socket.AF_INET, address: str = "127.0.0.1", backlog: int = 600) -> socket.socket:
+def listen(
+    family: socket.AddressFamily = socket.AF_INET, address: str = "127.0.0.1", backlog: int = 600
+) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     if address == "::":
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -326,6 +328,7 @@ def test_an_accept_by_a_forked_child_is_the_childs(sensor: Sensor) -> None:
     with listen() as listener, socket.socket() as client:
 
         def serve() -> None:
+            client.close()  # this copy would keep the connection open
             served, _ = listener.accept()
             os.write(said[1], b"%d" % cookie(served))
             served.recv(1)
@@ -389,7 +392,10 @@ def test_a_process_that_connects_and_ends_at_once_owns_connect_and_close(sensor:
 
 
 def test_other_sockets_are_no_tcp_events(sensor: Sensor) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two,
+    ):
         one.bind(("127.0.0.1", 0))
         two.connect(one.getsockname())
         two.send(b"x")

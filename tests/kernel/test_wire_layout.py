@@ -1,9 +1,9 @@
-"""The compiled object's structs against the schema: offsets, sizes and tags, each value read back by the schema's own parser."""
+"""The compiled object's structs against the schema: offsets, sizes and tags, read back by the schema's parser."""
 
 import subprocess
 
 import pytest
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from kernel import btf  # type: ignore[import-not-found]
@@ -28,7 +28,7 @@ VALUE_BYTES = {5: 4, 1: 8, 0: 1}
 
 def fields(name: str) -> list[tuple[str, bytes, int]]:
     """Name, tag and size of the value of each field of a wire struct, from the schema alone."""
-    descriptor: Descriptor = MESSAGES[name].DESCRIPTOR
+    descriptor = MESSAGES[name].DESCRIPTOR
     found = []
     for field in sorted(descriptor.fields, key=lambda field: field.number):
         if field.GetOptions().Extensions[options_pb2.field].wire_struct == name:

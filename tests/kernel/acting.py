@@ -1,4 +1,4 @@
-"""Things done for the sensor to see: small programs compiled here, and processes that wait to be compared with /proc."""
+"""Things done for the sensor to see: small programs compiled here, processes that wait to be compared with /proc."""
 
 import os
 import shutil
@@ -92,7 +92,7 @@ class Held:
 
 
 def fork_and(act: Callable[[], object]) -> int:
-    """Forks; the child does `act` and ends with 0, or with 70 when it raises. Returns the child's pid, not waited for."""
+    """Forks; the child does `act` and ends with 0, or with 70 when it raises. Returns its pid, not waited for."""
     pid = os.fork()
     if pid == 0:
         status = 70

@@ -412,7 +412,7 @@ def test_an_exec_by_a_thread_tells_the_thread_and_keeps_the_process(sensor: Sens
 
 
 def test_an_exec_after_vfork_has_the_vforking_parent(sensor: Sensor, acts: Acts, hold: str) -> None:
-    # The child is the one that holds still, its parent says the pid only when the child has executed: both orders may come.
+    # The child is the one that holds still, its parent says the pid when the child has executed: either may be first.
     starter = str(acts.path("vfork_exec"))
     process = subprocess.Popen([starter, hold, "v"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None

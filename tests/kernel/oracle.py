@@ -82,7 +82,7 @@ def cgroup_id(pid: int) -> int:
 
 def image(pid: int) -> dict[str, int | bytes]:
     """What the image part has to say for a process whose paths and arguments are short."""
-    executable = os.stat(f"/proc/{pid}/exe")  # noqa: PTH116
+    executable = os.stat(f"/proc/{pid}/exe")
     return {
         "exe": os.readlink(f"/proc/{pid}/exe".encode()),
         "cwd": os.readlink(f"/proc/{pid}/cwd".encode()),

@@ -28,9 +28,9 @@ VALUE_BYTES = {5: 4, 1: 8, 0: 1}
 
 def fields(name: str) -> list[tuple[str, bytes, int]]:
     """Name, tag and size of the value of each field of a wire struct, from the schema alone."""
-    descriptor = MESSAGES[name].DESCRIPTOR
+    all_fields: list[FieldDescriptor] = list(MESSAGES[name].DESCRIPTOR.fields)  # type: ignore[arg-type]
     found = []
-    for field in sorted(descriptor.fields, key=lambda field: field.number):
+    for field in sorted(all_fields, key=lambda field: field.number):
         if field.GetOptions().Extensions[options_pb2.field].wire_struct == name:
             wire = WIRE_TYPE[field.type]
             found.append((field.name, varint(field.number << 3 | wire), VALUE_BYTES[wire]))

@@ -371,9 +371,7 @@ def test_a_process_in_another_namespace_has_its_outer_pid(
         # What it said is the pid in its parent's namespace, which is ours.
         event = sensor.one(held.said, EXEC)
         expected = oracle.task(held.said) | oracle.image(held.said)
-        if (
-            kind == "user"
-        ):  # /proc shows ids as this reader's namespace maps them, the kernel keeps global ones: the same
+        if kind == "user":  # /proc maps ids for its reader, whose namespace is the initial one: no mapping
             assert expected["euid"] == 0
         oracle.check(event.process, expected | {"ppid": held.pid, "tid": held.said})
         assert event.parent.pid == held.pid

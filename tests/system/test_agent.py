@@ -306,7 +306,7 @@ def test_a_stopped_evaluator_is_replaced_and_telemetry_goes_on(agent: Agent) -> 
 
     def arrived() -> bool:
         subprocess.run(["/bin/true"], check=True)  # a quiet host has no events of its own
-        return agent.status().events_received > seen
+        return bool(agent.status().events_received > seen)
 
     eventually(arrived, "events arrive all the same")
     assert agent.pid(control.ROLE_EVALUATOR) == pid

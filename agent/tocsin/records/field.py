@@ -28,6 +28,11 @@ class Presentation(IntEnum):
     INITIATED = 5
     HEX = 6
     FLAGS = 7
+    PATH = 8
+    ERRNO = 9
+    ENUM = 10
+    IPS = 11
+    SIGNAL = 12
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The matcher that is shipped: one scan over a batch finds candidates, only they are decoded and checked.
 
 batch -> index (C) -> projection of the used fields (C) -> one Hyperscan scan
--> pairs of event and rule -> exact check by closures, or its remembered outcome. Equal to the reference
+-> events with hits -> their remembered outcome, or an exact check by closures. Equal to the reference
 matcher on every well-formed input; an event that no rule looks at is not read.
 One matcher belongs to one thread.
 """
@@ -34,7 +34,10 @@ MAX_LANES: Final = 256
 """Log sources of named events that are remembered; they come from outside."""
 
 Candidates = dict[int, set[int]]
-"""Event -> numbers of the rules it may satisfy."""
+"""Named event -> numbers of the rules it may satisfy."""
+Span = tuple[int, int]
+"""Positions in a list of hits: the first, and the one behind the last."""
+NO_HITS: Final = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class FastMatcher:
         self._named_lanes: dict[LogSource, Lane] = {}
         lanes = {t: self._lane(semantics.log_sources(t)) for t in semantics.EVENT_FIELDS}
         self._lanes = {event_type: lane for event_type, lane in lanes.items() if not lane.empty}
+        self._always = frozenset(event_type for event_type, lane in self._lanes.items() if lane.always)
+        """Event types of which each event is checked."""
         self._fields: dict[int, tuple[Field | None, ...]] = {
             t: tuple(semantics.EVENT_FIELDS[t].get(name) for name in self._names) for t in self._lanes
         }
@@ -89,21 +94,17 @@ class FastMatcher:
         if not self._lanes:
             return []
         buffer, ends = self._projection.project(index)
-        candidates: Candidates = {}
-        types, lanes = index.types, self._lanes
-        for end, literal in self._prefilter.scan(buffer):
-            event = bisect_left(ends, end)
-            rules = lanes[types[event]].by_literal[literal]
-            if rules:
-                candidates.setdefault(event, set()).update(rules)
-        for event_type, lane in lanes.items():
-            if lane.always:
-                add_always(candidates, lane, (i for i, t in enumerate(types) if t == event_type))
-        return [
-            Match(event, index.event(event), self._rules[number].rule)
-            for event in sorted(candidates)
-            for number in self._outcome(index, event, candidates[event], bytes(piece(buffer, ends, event)))
-        ]
+        text, types = bytes(buffer), index.types
+        hits = self._prefilter.scan(text)
+        found: list[Match] = []
+        for event, (first, behind) in self._checks(types, hits, ends):
+            key = (types[event], text[ends[event - 1] if event else 0 : ends[event]])
+            outcome = self._memo.get(key)
+            if outcome is None:
+                outcome = self._outcome(index, event, hits[first:behind])
+                self._memo.put(key, outcome)
+            found += [Match(event, index.event(event), self._rules[number].rule) for number in outcome]
+        return found
 
     def match_named(self, events: Sequence[NamedEvent]) -> list[NamedMatch]:
         """Matches of named events."""
@@ -124,14 +125,21 @@ class FastMatcher:
             for number in self._satisfied(candidates[event], views[event])
         ]
 
-    def _outcome(self, index: framing.Index, event: int, numbers: Iterable[int], projected: bytes) -> tuple[int, ...]:
-        """The rules that the event satisfies, of those whose literals were found in its piece of the scan buffer."""
-        key = (index.types[event], projected)
-        outcome = self._memo.get(key)
-        if outcome is None:
-            outcome = tuple(self._satisfied(numbers, self._schema_view(index.event(event), event)))
-            self._memo.put(key, outcome)
-        return outcome
+    def _checks(self, types: bytes | bytearray, hits: Sequence[Hit], ends: Sequence[int]) -> Iterable[tuple[int, Span]]:
+        """The events that may satisfy a rule, in order, each with its hits."""
+        checks = groups(hits, ends)
+        if not self._always:
+            return checks.items()
+        checks.update({i: NO_HITS for i, t in enumerate(types) if t in self._always and i not in checks})
+        return sorted(checks.items())
+
+    def _outcome(self, index: framing.Index, event: int, hits: Iterable[Hit]) -> tuple[int, ...]:
+        """The rules that the event satisfies; `hits` are those in its piece of the scan buffer."""
+        lane = self._lanes[index.types[event]]
+        numbers = set(lane.always).union(*[lane.by_literal[literal] for _, literal in hits])
+        if not numbers:
+            return ()
+        return tuple(self._satisfied(numbers, self._schema_view(index.event(event), event)))
 
     def _satisfied(self, numbers: Iterable[int], view: View) -> Iterator[int]:
         return (number for number in sorted(numbers) if self._rules[number].matches(view))
@@ -163,9 +171,22 @@ class FastMatcher:
         return lane
 
 
-def piece(buffer: memoryview, ends: Sequence[int], event: int) -> memoryview:
-    """What stands in the scan buffer for one event."""
-    return buffer[ends[event - 1] if event else 0 : ends[event]]
+def groups(hits: Sequence[Hit], ends: Sequence[int]) -> dict[int, Span]:
+    """The hits of each event that has any, in the order of events.
+
+    `hits` are ordered by where they end; `ends[i]` is the offset behind event i in the scanned bytes.
+    """
+    found: dict[int, Span] = {}
+    first, limit, event = 0, 0, -1
+    for position, (end, _) in enumerate(hits):
+        if end > limit:
+            if position:
+                found[event] = (first, position)
+            first, event = position, bisect_left(ends, end)
+            limit = ends[event]
+    if hits:
+        found[event] = (first, len(hits))
+    return found
 
 
 def values_by_name(event: NamedEvent) -> dict[str, list[bytes]]:
@@ -175,12 +196,6 @@ def values_by_name(event: NamedEvent) -> dict[str, list[bytes]]:
         if value is not None:
             values.setdefault(name, []).append(value)
     return values
-
-
-def add_always(candidates: Candidates, lane: Lane, events: Iterable[int]) -> None:
-    """Makes the lane's always-checked rules candidates of the events."""
-    for event in events:
-        candidates.setdefault(event, set()).update(lane.always)
 
 
 def named_candidates(hits: Sequence[Hit], ends: Sequence[int], lanes: Sequence[Lane]) -> Candidates:
@@ -193,7 +208,7 @@ def named_candidates(hits: Sequence[Hit], ends: Sequence[int], lanes: Sequence[L
             candidates.setdefault(event, set()).update(rules)
     for event, lane in enumerate(lanes):
         if lane.always:
-            add_always(candidates, lane, (event,))
+            candidates.setdefault(event, set()).update(lane.always)
     return candidates
 
 

@@ -38,7 +38,7 @@ class Prefilter:
         self._scan = _compiled(list(users)) if users else None
 
     def scan(self, buffer: bytes | memoryview) -> list[Hit]:
-        """Every place of every literal."""
+        """Every place of every literal, in the order of places."""
         hits: list[Hit] = []
         if self._scan is None or not buffer:
             return hits
@@ -48,6 +48,7 @@ class Prefilter:
             add((end, number))
 
         self._scan(buffer, match_event_handler=on_hit)
+        hits.sort()  # they come in order, but Hyperscan does not promise it
         return hits
 
 

@@ -32,6 +32,11 @@ BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 30.0
 
 
+def role_name(role: int) -> str:
+    """For people."""
+    return control.Role.Name(control.Role.ValueType(role)).removeprefix("ROLE_").lower()
+
+
 @dataclass(eq=False, slots=True)
 class Child:
     """A process."""
@@ -54,6 +59,11 @@ class Child:
     def pid(self) -> int:
         """Its process id."""
         return self.process.pid
+
+    @property
+    def name(self) -> str:
+        """Its role, for people."""
+        return role_name(self.role)
 
     def hears(self, message: Message) -> None:
         """Notes READY or HEARTBEAT."""

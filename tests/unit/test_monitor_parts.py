@@ -7,6 +7,7 @@ import pytest
 
 from tocsin.api.control.v1 import control_service_pb2 as control
 from tocsin.errors import ContentError
+from tocsin.files import replace
 from tocsin.processes.child import FREE_DEATHS, Slot
 from tocsin.processes.release_store import MAX_RELEASE_BYTES, ReleaseStore, hold, hold_path
 
@@ -94,3 +95,18 @@ def test_a_name_that_is_no_digest_is_not_followed(store: ReleaseStore, tmp_path:
     (tmp_path / "content" / "active").write_text("../../etc/passwd\n")
     with pytest.raises(ContentError, match="is no digest"):
         store.active()
+
+
+def test_a_replaced_file_leaves_no_other_behind(tmp_path: Path) -> None:
+    for data in (b"a former one", b"new"):
+        replace(tmp_path / "some.file", data)
+    assert (tmp_path / "some.file").read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["some.file"]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_former_one(tmp_path: Path) -> None:
+    replace(tmp_path / "some.file", b"old")
+    (tmp_path / ".some.file.new").mkdir()
+    with pytest.raises(IsADirectoryError):
+        replace(tmp_path / "some.file", b"new")
+    assert (tmp_path / "some.file").read_bytes() == b"old"

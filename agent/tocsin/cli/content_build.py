@@ -2,12 +2,12 @@
 
 import argparse
 import hashlib
-import os
 import sys
 from pathlib import Path
 
 from tocsin.cli import arguments as shared
 from tocsin.cli.authoring import author_side, name_of
+from tocsin.files import replace
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,18 +24,3 @@ def run(arguments: argparse.Namespace) -> int:
     replace(arguments.output, release)
     print(f"{arguments.output}: {len(release)} bytes, sha256 {hashlib.sha256(release).hexdigest()}", file=sys.stderr)
     return 0
-
-
-def replace(path: Path, data: bytes) -> None:
-    """A reader finds the old file or the new one, also after a crash."""
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

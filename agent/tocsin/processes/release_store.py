@@ -10,6 +10,7 @@ from typing import Final
 
 import tocsin
 from tocsin.errors import ContentError
+from tocsin.files import replace
 
 STARTER: Final = Path(tocsin.__file__).with_name("starter.release")
 MAX_RELEASE_BYTES: Final = 64 << 20
@@ -76,11 +77,11 @@ class ReleaseStore:
         while chunk := os.pread(release.fd, COPY_BYTES, at):
             chunks.append(chunk)
             at += len(chunk)
-        self._write(self._path(release.digest.hex()), b"".join(chunks))
+        replace(self._path(release.digest.hex()), b"".join(chunks))
 
     def activate(self, release: HeldRelease) -> None:
         """Makes a stored release the one to start with, and removes the others. Raises OSError."""
-        self._write(self._active, f"{release.digest.hex()}\n".encode())
+        replace(self._active, f"{release.digest.hex()}\n".encode())
         for other in self._dir.glob("*.release"):
             if other != self._path(release.digest.hex()):
                 other.unlink(missing_ok=True)
@@ -101,16 +102,3 @@ class ReleaseStore:
 
     def _path(self, name: str) -> Path:
         return self._dir / f"{name}.release"
-
-    def _write(self, path: Path, data: bytes) -> None:
-        temporary = path.with_suffix(".new")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        directory = os.open(self._dir, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)

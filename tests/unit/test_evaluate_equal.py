@@ -29,6 +29,8 @@ NAMES = (
     "ParentImage",
     "ProcessId",
     "Protocol",
+    "QueryResults",
+    "TargetFilename",
     "User",
 )
 TEXTS = (
@@ -110,11 +112,15 @@ REGEXES = (
         b"",
     ),
 )
+PATHS = (b"/bin/../bin//sh", b"//a", b"/a/.", b"/..", b"/bin/sh/")
 NETWORKS = (b"10.0.0.0/8", b"10.0.0.1/32", b"0.0.0.0/0", b"10.0.0.0/31", b"::1/128", b"::/0", b"10.0.0.0/9")
 NUMBERS = ("0", "-0", "1", "1.0", "10", "-1", "0.5", "443", "443.0", "100", "99999999999999999999")
 SOURCES = (
     pb.LogSource(category="process_creation", product="linux"),
     pb.LogSource(category="network_connection"),
+    pb.LogSource(category="file_event"),
+    pb.LogSource(category="file_rename"),
+    pb.LogSource(category="dns_query", product="linux"),
     pb.LogSource(product="linux"),
     pb.LogSource(product="windows", category="process_creation"),
     pb.LogSource(service="sshd"),
@@ -211,7 +217,7 @@ def events_of(pool: list[bytes]) -> st.SearchStrategy[event_pb2.Event]:
         cwd=texts,
     )
     connection = st.builds(
-        event_pb2.TcpConnection,
+        event_pb2.Connection,
         direction=st.sampled_from((0, 1, 2)),
         protocol=st.sampled_from((0, 6, 17, 132)),
         destination_port=st.sampled_from((0, 1, 10, 443, 100)),
@@ -225,7 +231,22 @@ def events_of(pool: list[bytes]) -> st.SearchStrategy[event_pb2.Event]:
     )
     connected = st.builds(event_pb2.Event, type=st.sampled_from((1, 4, 5, 6)), process=process, tcp_connect=connection)
     accepted = st.builds(event_pb2.Event, type=st.sampled_from((4, 5)), process=process, tcp_accept=connection)
-    return st.one_of(executed, executed, executed, connected, accepted)
+    return st.one_of(executed, executed, executed, connected, accepted, filed_of(texts), asked)
+
+
+def filed_of(texts: st.SearchStrategy[bytes]) -> st.SearchStrategy[event_pb2.Event]:
+    file = st.builds(event_pb2.File, path=texts | st.sampled_from(PATHS), source=texts)
+    return st.one_of(
+        st.builds(event_pb2.Event, type=st.sampled_from((20, 23)), file_create=file),
+        st.builds(event_pb2.Event, type=st.just(23), file_rename=file),
+    )
+
+
+asked = st.builds(
+    event_pb2.Event,
+    type=st.just(45),
+    dns_query=st.builds(event_pb2.Dns, addresses=st.sampled_from((b"\x04\n\0\0\1", b"\x04\n\0", b""))),
+)
 
 
 def named_events_of(pool: list[bytes]) -> st.SearchStrategy[NamedEvent]:
@@ -333,13 +354,26 @@ def test_a_damaged_batch_never_crashes(data: st.DataObject) -> None:
         return
 
 
+def test_a_rule_of_each_category_of_a_body_looks_at_the_same_event() -> None:
+    name = compare(NAMES.index("TargetFilename") + 1, pb.OPERATOR_EQUALS, b"/etc/passwd")
+    sources = [pb.LogSource(category=c) for c in ("file_event", "file_rename", "file_delete")]
+    release = decoded(compiled(NAMES, [rule(n, name, source) for n, source in enumerate(sources, 1)]))
+    renamed = event_pb2.Event(type=event_pb2.EVENT_TYPE_FILE_RENAME, file_rename=event_pb2.File(path=b"/etc/passwd"))
+    raw = batch(renamed)
+    assert [match.rule.log_source.category for match in FastMatcher(release).match_batch(raw)] == [
+        "file_event",
+        "file_rename",
+    ]
+    assert_equal_on_batch(release, {}, raw)
+
+
 def test_a_second_body_replaces_the_first() -> None:
     """protobuf clears a oneof's other member: nothing of the first connect may be left in the third."""
     connect = event_pb2.Event(
-        type=event_pb2.EVENT_TYPE_TCP_CONNECT, tcp_connect=event_pb2.TcpConnection(destination_port=443, protocol=6)
+        type=event_pb2.EVENT_TYPE_TCP_CONNECT, tcp_connect=event_pb2.Connection(destination_port=443, protocol=6)
     )
-    accept = event_pb2.Event(type=event_pb2.EVENT_TYPE_TCP_CONNECT, tcp_accept=event_pb2.TcpConnection(protocol=17))
-    again = event_pb2.Event(type=event_pb2.EVENT_TYPE_TCP_CONNECT, tcp_connect=event_pb2.TcpConnection(protocol=6))
+    accept = event_pb2.Event(type=event_pb2.EVENT_TYPE_TCP_CONNECT, tcp_accept=event_pb2.Connection(protocol=17))
+    again = event_pb2.Event(type=event_pb2.EVENT_TYPE_TCP_CONNECT, tcp_connect=event_pb2.Connection(protocol=6))
     port = pb.Predicate(field=3, operator=pb.OPERATOR_NUMBER_EQUALS, number="0")
     release = decoded(compiled(NAMES, [rule(1, pb.Expression(predicate=port), SOURCES[1])]))
     raw = framing.event_field(b"".join(e.SerializeToString() for e in (connect, accept, again)))

@@ -1,4 +1,4 @@
-"""A batch as scan buffer: project.c called with the fields that a release uses.
+"""A batch as scan buffer: project.c called with what it needs of a release, made once.
 
 The buffer is reused: what `project` gives is valid until the next call.
 """
@@ -12,6 +12,7 @@ from tocsin import native
 from tocsin.api.event.v1 import event_pb2
 from tocsin.errors import WireError
 from tocsin.evaluate import semantics
+from tocsin.records.field import ERROR_NAMES, Field
 from tocsin.records.framing import Index
 
 FIRST_BUFFER_BYTES: Final = 256 << 10
@@ -37,26 +38,44 @@ class User(ctypes.Structure):
     _fields_ = (("uid", ctypes.c_uint32), ("offset", ctypes.c_uint32), ("size", ctypes.c_uint32))
 
 
-class Users(ctypes.Structure):
-    """struct users."""
+class Names(ctypes.Structure):
+    """struct names."""
 
-    _fields_ = (("entries", ctypes.POINTER(User)), ("count", ctypes.c_size_t), ("names", ctypes.c_char_p))
+    _fields_ = (
+        ("users", ctypes.POINTER(User)),
+        ("user_count", ctypes.c_size_t),
+        ("user_names", ctypes.c_char_p),
+        ("errors", ctypes.POINTER(ctypes.c_char_p)),
+        ("error_count", ctypes.c_size_t),
+    )
+
+
+_ERRORS: Final = (ctypes.c_char_p * len(ERROR_NAMES))(*(name.encode() if name else None for name in ERROR_NAMES))
 
 
 class Projection:
     """Projects batches for one release. Not thread-safe."""
 
-    def __init__(self, fields: Sequence[str], event_types: Sequence[int], *, every_field: bool) -> None:
-        """`fields` count from 1; `every_field`: also those that the release does not name (keywords)."""
+    def __init__(
+        self,
+        fields: Sequence[str],
+        event_types: Sequence[int],
+        *,
+        every_field: bool,
+        table: Mapping[int, Mapping[str, Field]] = semantics.EVENT_FIELDS,
+    ) -> None:
+        """`fields` count from 1; `every_field`: also those that the release does not name (keywords).
+
+        `table`: event type -> name -> field. Raises ValueError when it has more than project.c can hold.
+        """
         numbers = {name: number for number, name in enumerate(fields, 1)}
         rows = [
             Row(*field.path, field.wire, field.presentation, numbers.get(name, 0), event_type)
             for event_type in event_types
-            for name, field in semantics.EVENT_FIELDS[event_type].items()
+            for name, field in table[event_type].items()
             if every_field or name in numbers
         ]
-        self._rows = (Row * len(rows))(*rows)
-        self._wanted = bytes(event_type in event_types for event_type in range(256))
+        self._plans = plans(rows, event_types)
         self._buffer = bytearray(FIRST_BUFFER_BYTES)
         self._function = native.library().tocsin_project
         self._function.restype = ctypes.c_int64
@@ -69,7 +88,7 @@ class Projection:
         for entry, (uid, name) in zip(entries, ordered, strict=True):
             entry.uid, entry.offset, entry.size = uid, len(names), len(name)
             names += name
-        self._users = Users(entries, len(ordered), names)
+        self._names = Names(entries, len(ordered), names, _ERRORS, len(_ERRORS))
 
     def project(self, index: Index) -> tuple[memoryview, "array[int]"]:
         """The scan buffer, and for each event the offset behind its last byte. Raises WireError."""
@@ -90,11 +109,9 @@ class Projection:
             ctypes.c_void_p(index.lengths.buffer_info()[0]),
             (ctypes.c_char * len(index)).from_buffer(index.types),
             ctypes.c_size_t(len(index)),
-            self._rows,
-            ctypes.c_size_t(len(self._rows)),
-            self._wanted,
-            ctypes.c_uint32(BODIES),
-            ctypes.byref(self._users),
+            self._plans,
+            ctypes.c_uint64(BODIES),
+            ctypes.byref(self._names),
             (ctypes.c_char * len(self._buffer)).from_buffer(self._buffer),
             ctypes.c_size_t(len(self._buffer)),
             ctypes.c_void_p(ends.buffer_info()[0]),
@@ -103,3 +120,15 @@ class Projection:
         if size == -1:
             raise WireError(f"event {bad.value} of the batch is malformed")
         return size
+
+
+def plans(rows: Sequence[Row], event_types: Sequence[int]) -> "ctypes.Array[ctypes.c_char]":
+    """struct plans. Raises ValueError when the rows are more, or have other numbers, than it can hold."""
+    library = native.library()
+    library.tocsin_plans_size.restype = ctypes.c_size_t
+    made = ctypes.create_string_buffer(library.tocsin_plans_size(ctypes.c_size_t(len(event_types))))
+    every = (Row * len(rows))(*rows)
+    types = bytes(event_types)
+    if library.tocsin_make_plans(every, ctypes.c_size_t(len(rows)), types, ctypes.c_size_t(len(types)), made) != 0:
+        raise ValueError(f"{len(rows)} rows of {len(types)} event types: more than project.c can hold")
+    return made

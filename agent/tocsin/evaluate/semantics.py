@@ -7,7 +7,10 @@ Values
   * Presented text: argv joined by single spaces, one final NUL dropped; an
     address as inet_ntop writes it; a user id as the user's name, in decimal
     where it has none; protocol 6 "tcp", 17 "udp"; direction "true" or "false";
-    other integers in decimal.
+    an errno as Linux's name ("EACCES"), 0 as "success"; a path that is absolute
+    without empty components, "." and ".." (by its text alone: links are not
+    followed); a list of addresses joined by ";", absent when it is malformed;
+    other integers in decimal, those of signals and of enums too.
   * A named event's null is no value.
 
 Comparisons
@@ -40,8 +43,8 @@ from typing import Final, Protocol
 import re2
 from google.protobuf.message import Message
 
-from tocsin.api.event.v1 import event_pb2
-from tocsin.records.field import Field, Presentation
+from tocsin.api.event.v1 import event_pb2, options_pb2
+from tocsin.records.field import ERROR_NAMES, Field, Presentation
 from tocsin.records.field_table import CATEGORY_EVENT_TYPES, FIELDS
 
 PRODUCT: Final = "linux"
@@ -85,9 +88,12 @@ class LogSource:
 
 
 def fields_by_event_type() -> dict[int, dict[str, Field]]:
-    """Event type -> name -> field, for every type that reports what a process did."""
-    types = set(event_pb2.EventType.values()) - {event_pb2.EVENT_TYPE_UNSPECIFIED, event_pb2.EVENT_TYPE_LOSS}
-    return {t: {f.name: f for f in FIELDS if f.event_type in (0, t)} for t in sorted(types)}
+    """Event type -> name -> field, for every type that reports what a process did, not what was lost."""
+    bodies = event_pb2.Event.DESCRIPTOR.oneofs_by_name["body"].fields
+    acts = (
+        b.GetOptions().Extensions[options_pb2.act] for b in bodies if b.message_type is not event_pb2.Loss.DESCRIPTOR
+    )
+    return {t: {f.name: f for f in FIELDS if f.event_type in (0, t)} for t in sorted(act.event_type for act in acts)}
 
 
 EVENT_FIELDS: Final = fields_by_event_type()
@@ -138,16 +144,57 @@ def argv(value: bytes) -> bytes:
     return value.removesuffix(b"\0").replace(b"\0", b" ")
 
 
+def addresses(value: bytes) -> bytes | None:
+    """Addresses, each behind its size in one byte, joined by semicolons; None when the bytes are no such list."""
+    found: list[str] = []
+    rest = value
+    while rest:
+        size = rest[0]
+        text = address(rest[1 : 1 + size])
+        if text is None or len(rest) <= size:
+            return None
+        found.append(text)
+        rest = rest[1 + size :]
+    return ";".join(found).encode()
+
+
+def path(value: bytes) -> bytes:
+    """An absolute path without empty components, "." and ".."; another one as it is."""
+    if not value.startswith(b"/"):
+        return value
+    kept: list[bytes] = []
+    for part in value.split(b"/"):
+        if part == b"..":
+            del kept[-1:]
+        elif part not in (b"", b"."):
+            kept.append(part)
+    return b"/" + b"/".join(kept)
+
+
 def present(presentation: Presentation, raw: int | bytes, users: Users) -> bytes | None:
     """The value of a schema field as rules see it; None: absent. `raw` is what protobuf decoded."""
     if isinstance(raw, bytes):
-        if not raw:
-            return None
-        if presentation is Presentation.IP:
-            text = address(raw)
-            return None if text is None else text.encode()
-        return argv(raw) if presentation is Presentation.ARGV else raw
+        show = _PRESENT_BYTES.get(presentation)
+        return show(raw) if raw and show else raw or None
     return _PRESENT_NUMBER.get(presentation, _decimal)(raw, users)
+
+
+def _ip(raw: bytes) -> bytes | None:
+    text = address(raw)
+    return None if text is None else text.encode()
+
+
+_PRESENT_BYTES: Final[dict[Presentation, Callable[[bytes], bytes | None]]] = {
+    Presentation.ARGV: argv,
+    Presentation.IP: _ip,
+    Presentation.IPS: addresses,
+    Presentation.PATH: path,
+}
+
+
+def _errno(raw: int, users: Users) -> bytes | None:
+    name = ERROR_NAMES[raw] if raw < len(ERROR_NAMES) else ""
+    return name.encode() or _decimal(raw, users)
 
 
 def _decimal(raw: int, _users: Users) -> bytes | None:
@@ -159,17 +206,13 @@ _PRESENT_NUMBER: Final[dict[Presentation, Callable[[int, Users], bytes | None]]]
     Presentation.PROTOCOL: lambda raw, _: PROTOCOL_NAMES.get(raw) or b"%d" % raw,
     Presentation.INITIATED: lambda raw, _: {1: b"true", 2: b"false"}.get(raw),
     Presentation.HEX: lambda raw, _: b"0x%x" % raw,
+    Presentation.ERRNO: _errno,
 }
 
 
-def _message_names() -> dict[int, str]:
-    return {f.number: f.name for f in event_pb2.Event.DESCRIPTOR.fields if f.message_type is not None}
-
-
 def _attributes() -> dict[tuple[int, ...], tuple[str, str]]:
-    names = _message_names()
-    leaves = {f.number: f.message_type for f in event_pb2.Event.DESCRIPTOR.fields if f.message_type is not None}
-    return {f.path: (names[f.path[0]], leaves[f.path[0]].fields_by_number[f.path[1]].name) for f in FIELDS}
+    messages = ((f.number, f.name, f.message_type) for f in event_pb2.Event.DESCRIPTOR.fields)
+    return {(n, leaf.number): (name, leaf.name) for n, name, kind in messages if kind for leaf in kind.fields}
 
 
 ATTRIBUTES: Final = _attributes()

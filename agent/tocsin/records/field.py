@@ -6,6 +6,7 @@ here knows any particular field.
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 
 class Wire(IntEnum):
@@ -18,7 +19,10 @@ class Wire(IntEnum):
 
 
 class Presentation(IntEnum):
-    """How a value is shown as text; tocsin.api.event.v1.Presentation, shared with `evaluate/project.c`."""
+    """How a value is shown as text; tocsin.api.event.v1.Presentation, shared with `evaluate/project.c`.
+
+    What each looks like to a rule is told in `evaluate/semantics.py`.
+    """
 
     PLAIN = 0
     ARGV = 1
@@ -47,3 +51,23 @@ class Field:
     """EventType whose events carry it; 0: every type that has a process."""
     wire: Wire
     presentation: Presentation
+
+
+_ERRORS: Final = """
+success EPERM ENOENT ESRCH EINTR EIO ENXIO E2BIG ENOEXEC EBADF ECHILD EAGAIN ENOMEM EACCES EFAULT ENOTBLK EBUSY
+EEXIST EXDEV ENODEV ENOTDIR EISDIR EINVAL ENFILE EMFILE ENOTTY ETXTBSY EFBIG ENOSPC ESPIPE EROFS EMLINK EPIPE
+EDOM ERANGE EDEADLK ENAMETOOLONG ENOLCK ENOSYS ENOTEMPTY ELOOP - ENOMSG EIDRM ECHRNG EL2NSYNC EL3HLT EL3RST
+ELNRNG EUNATCH ENOCSI EL2HLT EBADE EBADR EXFULL ENOANO EBADRQC EBADSLT - EBFONT ENOSTR ENODATA ETIME ENOSR
+ENONET ENOPKG EREMOTE ENOLINK EADV ESRMNT ECOMM EPROTO EMULTIHOP EDOTDOT EBADMSG EOVERFLOW ENOTUNIQ EBADFD
+EREMCHG ELIBACC ELIBBAD ELIBSCN ELIBMAX ELIBEXEC EILSEQ ERESTART ESTRPIPE EUSERS ENOTSOCK EDESTADDRREQ EMSGSIZE
+EPROTOTYPE ENOPROTOOPT EPROTONOSUPPORT ESOCKTNOSUPPORT EOPNOTSUPP EPFNOSUPPORT EAFNOSUPPORT EADDRINUSE
+EADDRNOTAVAIL ENETDOWN ENETUNREACH ENETRESET ECONNABORTED ECONNRESET ENOBUFS EISCONN ENOTCONN ESHUTDOWN
+ETOOMANYREFS ETIMEDOUT ECONNREFUSED EHOSTDOWN EHOSTUNREACH EALREADY EINPROGRESS ESTALE EUCLEAN ENOTNAM ENAVAIL
+EISNAM EREMOTEIO EDQUOT ENOMEDIUM EMEDIUMTYPE ECANCELED ENOKEY EKEYEXPIRED EKEYREVOKED EKEYREJECTED EOWNERDEAD
+ENOTRECOVERABLE ERFKILL EHWPOISON
+"""
+ERROR_NAMES: Final = tuple("" if name == "-" else name for name in _ERRORS.split())
+"""How each errno is shown, by number; empty where Linux has none (include/uapi/asm-generic/errno.h).
+
+Written out, because libraries disagree on the name where two share a number.
+"""

@@ -97,6 +97,41 @@ def test_a_file_that_has_no_name_any_more_is_read_through_its_process(tmp_path: 
             process.kill()
 
 
+IN_A_CONTAINER = """
+mount -t tmpfs none "$1" && cd "$1" && mkdir upper work root &&
+mount -t overlay -o lowerdir="$2",upperdir=upper,workdir=work none root &&
+grep " $1/root " /proc/self/mountinfo && exec root/program 60
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+def test_a_program_in_a_container_is_known_by_its_overlays_device(tmp_path: Path) -> None:
+    lower, top = tmp_path / "lower", tmp_path / "top"
+    lower.mkdir()
+    top.mkdir()
+    program = lower / "program"
+    program.write_bytes(Path("/bin/sleep").read_bytes())
+    program.chmod(0o755)
+    command = ["unshare", "--mount", "sh", "-c", IN_A_CONTAINER, "sh", top, lower]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            line = process.stdout.readline()
+            if not line:
+                pytest.skip("this kernel or container does not let overlays be mounted")
+            mount = find_mount([line], line.split()[0])
+            assert mount is not None
+            key = replace(key_of(program), dev=mount.dev)
+            end_s = time.monotonic() + WAIT_S
+            while not Path(f"/proc/{process.pid}/comm").read_text().startswith("program"):
+                assert time.monotonic() < end_s
+            seen = Path(f"/proc/{process.pid}/root{top}/root/program").stat()
+            assert os.major(seen.st_dev) << 20 | os.minor(seen.st_dev) != mount.dev
+            assert look(Request(key, process.pid, bytes(top / "root/program"))).digests
+        finally:
+            process.kill()
+
+
 def test_a_file_that_is_gone(program: Path) -> None:
     request = request_of(program)
     program.unlink()

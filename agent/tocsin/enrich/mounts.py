@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 _ANSWERED_ELSEWHERE: Final = frozenset(
-    ["9p", "afs", "autofs", "ceph", "cifs", "coda", "fuse", "fuseblk", "nfs", "nfs4", "smb3"]
+    {"9p", "afs", "autofs", "ceph", "cifs", "coda", "fuse", "fuseblk", "nfs", "nfs4", "smb3"}
 )
 
 
@@ -27,11 +27,6 @@ class Mount:
     def may_hang(self) -> bool:
         """Whether another host, or a program of some user, answers what is read here; or does not."""
         return self.kind.partition(".")[0] in _ANSWERED_ELSEWHERE
-
-
-_ANSWERED_ELSEWHERE = frozenset(
-    {"9p", "afs", "autofs", "ceph", "cifs", "coda", "fuse", "fuseblk", "nfs", "nfs4", "smb3"}
-)
 
 
 def mount_of(fd: int, pid: int) -> Mount | None:

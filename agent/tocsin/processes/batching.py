@@ -10,22 +10,23 @@ from tocsin.api.event.v1 import batch_pb2, event_pb2
 from tocsin.enrich.users import Users
 from tocsin.kernel.source import Drained, EventSource, SourceCounters
 from tocsin.processes.outlet import Queued
+from tocsin.processes.told import Key, lost
 from tocsin.records import framing
 from tocsin.records.field_table import SCHEMA_DIGEST
 
 MACHINE_ID: Final = Path("/etc/machine-id")
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 REFRESH_S: Final = 1.0
-Key = tuple[int, int]
-"""Event type and loss reason."""
+NOTHING_TOLD: Final = SourceCounters(())
 
 
 class Losses:
     """Turns counters that grow into loss events."""
 
-    def __init__(self, counters: SourceCounters) -> None:
-        """What was lost before does not count again."""
-        self._kernel = _lost(counters)
+    def __init__(self, told: SourceCounters) -> None:
+        """`told`: what was told before does not count again."""
+        self.told = lost(told)
+        """Losses in the kernel, up to the last call of `take`."""
         self._fresh: Counter[Key] = Counter()
         self._total: Counter[Key] = Counter()
 
@@ -37,9 +38,9 @@ class Losses:
 
     def take(self, counters: SourceCounters) -> list[event_pb2.Event]:
         """A loss event for each counter that grew since the last call."""
-        now = _lost(counters)
-        fresh = self._fresh + (now - self._kernel)
-        self._kernel, self._fresh = now, Counter()
+        now = lost(counters)
+        fresh = self._fresh + (now - self.told)
+        self.told, self._fresh = now, Counter()
         at_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         return [
             event_pb2.Event(
@@ -56,21 +57,18 @@ class Losses:
         ]
 
 
-def _lost(counters: SourceCounters) -> Counter[Key]:
-    return Counter({(each.event_type, loss.reason): loss.count for each in counters.types for loss in each.lost})
-
-
 class Batcher:
     """Makes batches of one source."""
 
-    def __init__(self, source: EventSource) -> None:
+    def __init__(self, source: EventSource, told: SourceCounters = NOTHING_TOLD) -> None:
+        """`told`: losses that a former sensor has told."""
         self._source = source
         self._host_id = hashlib.sha256(_text(MACHINE_ID).encode()).hexdigest()
         self._boot_id = _text(BOOT_ID)
         self._users = Users()
         self._users_due = True
         self._refreshed_s = 0.0
-        self.losses = Losses(source.counters())
+        self.losses = Losses(told)
 
     def tell_users(self) -> None:
         """Users stand in the next batch: somebody new listens."""
@@ -102,7 +100,7 @@ class Batcher:
         )
         self._users_due = False
         payload = b"".join((drained.body, *losses, framing.header_field(header.SerializeToString())))
-        return Queued(drained.start, drained.end, drained.count, payload)
+        return Queued(drained.start, drained.end, drained.count, payload, self.losses.told)
 
 
 def _text(path: Path) -> str:

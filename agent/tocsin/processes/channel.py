@@ -12,6 +12,7 @@ the receiver drops that peer.
 
 import array
 import errno
+import os
 import socket
 import struct
 from dataclasses import dataclass
@@ -143,6 +144,13 @@ class Channel:
     def close(self) -> None:
         """Closes this end."""
         self.sock.close()
+
+
+def unexpected(message: Message) -> PeerError:
+    """The error for a message that its sender may not send. Its descriptors are closed."""
+    for fd in message.fds:
+        os.close(fd)
+    return PeerError(f"got {message.kind.name} with {len(message.fds)} file descriptors, which this peer may not send")
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -8,7 +8,6 @@ first, so that nothing is judged a repetition that is none.
 
 import asyncio
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from tocsin.api.event.v1 import event_pb2
 from tocsin.config import CourierConfig
 from tocsin.errors import PeerError, WireError
 from tocsin.processes import state
-from tocsin.processes.channel import NO_DIGEST, Channel, Kind, Message
+from tocsin.processes.channel import NO_DIGEST, Channel, Kind, Message, unexpected
 from tocsin.records.field_table import SCHEMA_DIGEST
 from tocsin.stream.hub import Hub
 from tocsin.stream.loading import ACCEPTED, BUSY, REFUSED, LoadDesk, LoadResult, Upload
@@ -142,7 +141,7 @@ class Links:
             case Kind.SHUTDOWN:
                 self.ended.set()
             case _:
-                raise _unexpected(message)
+                raise unexpected(message)
 
     def _attach(self, role: int, channel: Channel, epoch: int) -> None:
         match role:
@@ -179,7 +178,7 @@ class Links:
 
     def _from_sensor(self, _channel: Channel, message: Message) -> None:
         if message.kind is not Kind.BATCH or message.fds:
-            raise _unexpected(message)
+            raise unexpected(message)
         try:
             self.hub.take_batch(message.b, message.payload)
         except WireError as error:
@@ -201,7 +200,7 @@ class Links:
     def _from_evaluator(self, channel: Channel, message: Message) -> None:
         """Former evaluators first: what they found lies before, and after it would be taken for a repetition."""
         if message.kind is not Kind.DETECTIONS or message.fds:
-            raise _unexpected(message)
+            raise unexpected(message)
         for former in self._evaluators[: self._evaluators.index(channel)]:
             self._read(former, self._from_evaluator, 1 << 20)
         self.hub.take_detections(message.b, message.a, message.payload)
@@ -287,9 +286,3 @@ class Links:
             uptime_s=max(0, time.monotonic_ns() - told.start_monotonic_ns) // 10**9,
             kernel_release=self._kernel_release,
         )
-
-
-def _unexpected(message: Message) -> PeerError:
-    for fd in message.fds:
-        os.close(fd)
-    return PeerError(f"got {message.kind.name} with {len(message.fds)} file descriptors, which this peer may not send")

@@ -8,10 +8,11 @@ peer has acknowledged all of that, so that order holds and no batch is judged tw
 """
 
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tocsin.api.event.v1 import event_pb2
+from tocsin.processes.told import Key
 
 POISON_DEATHS: Final = 2
 
@@ -25,6 +26,8 @@ class Queued:
     count: int
     """Events in it."""
     payload: bytes
+    told: Counter[Key] = field(default_factory=Counter)
+    """Losses in the kernel that subscribers are told of by this batch and those before it."""
     deaths: int = 0
     """How often a peer died while this was the first that it had not acknowledged."""
 

@@ -6,7 +6,8 @@ frame, push, send, commit. Telemetry never waits for the evaluator, whose outlet
 drops and counts; the courier's does not drop: when it is full, nothing is
 drained and the kernel counts what its ring cannot hold.
 
-What the courier's channel has taken is committed; a later sensor goes on there.
+What the courier's channel has taken is committed, and which losses it was told
+of is noted; a later sensor goes on there.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from tocsin import config as configuration
@@ -28,8 +29,10 @@ from tocsin.kernel.core import open_core
 from tocsin.kernel.replay import open_replay
 from tocsin.kernel.source import Drained, EventSource
 from tocsin.processes.batching import Batcher
-from tocsin.processes.channel import Channel, Kind, Message
+from tocsin.processes.channel import Channel, Kind, Message, unexpected
 from tocsin.processes.outlet import Outlet, Queued
+from tocsin.processes.peers import Peers
+from tocsin.processes.told import ToldLosses
 from tocsin.records import framing
 from tocsin.sandbox.profiles import enter_sensor
 
@@ -41,7 +44,6 @@ HEARTBEAT_S: Final = 1.0
 KEEP_TIMEOUT_S: Final = 30.0
 DRAINS_AT_ONCE: Final = 16
 """Before the channels are looked at again."""
-MESSAGES_AT_ONCE: Final = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,10 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = configuration.from_json(arguments.config).sensor
         monitor = Channel(socket.socket(fileno=arguments.control_fd))
         framing.index(b"")
-        source, shortfall = open_source(config, kept_descriptors(monitor))
-        fds = tuple(source.handover())
+        kept_fds = kept_descriptors(monitor)
+        told = ToldLosses(kept_fds.pop() if kept_fds else None)
+        source, shortfall = open_source(config, kept_fds)
+        fds = source.handover()
         if fds:
-            monitor.send(Message(Kind.KEEP, fds=fds))
+            monitor.send(Message(Kind.KEEP, fds=(*fds, told.fd)))
         seeded = source.seed()
         log.info("%d processes known; %s", seeded, enter_sensor())
         monitor.send(Message(Kind.READY, a=source.kind, payload=shortfall.encode(errors="replace")))
@@ -68,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("cannot start: %s", error)  # noqa: TRY400 - an operator's error, not the program's
         return 1
     try:
-        Sensor(config, monitor, source).run()
+        Sensor(config, monitor, source, told).run()
     except PeerError as error:
         log.info("monitor: %s", error)
     return 0
@@ -103,13 +107,13 @@ def open_source(config: SensorConfig, kept_fds: list[int]) -> tuple[EventSource,
 class Sensor:
     """The loop."""
 
-    def __init__(self, config: SensorConfig, monitor: Channel, source: EventSource) -> None:
+    def __init__(self, config: SensorConfig, monitor: Channel, source: EventSource, told: ToldLosses) -> None:
         self._config = config
         self._monitor = monitor
         self._source = source
-        self._batcher = Batcher(source)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(monitor, selectors.EVENT_READ, self._from_monitor)
+        self._told = told
+        self._batcher = Batcher(source, told.counters())
+        self._peers = Peers(monitor, self._from_monitor, self._gone, log)
         self._courier: Channel | None = None
         self._evaluator: Channel | None = None
         self._candidate: Channel | None = None
@@ -126,9 +130,7 @@ class Sensor:
         interval_s = self._config.drain_interval_ms / 1000
         next_drain_s = next_beat_s = time.monotonic()
         while not self._ended:
-            for key, _ in self._selector.select(max(0.0, next_drain_s - time.monotonic())):
-                if key.fileobj in (self._monitor, self._courier, self._evaluator, self._candidate):
-                    self._read(key.fileobj, key.data)
+            self._peers.serve(max(0.0, next_drain_s - time.monotonic()))
             now_s = time.monotonic()
             if now_s >= next_drain_s:
                 backlog = self._drain()
@@ -168,46 +170,25 @@ class Sensor:
 
     def _flush(self) -> None:
         """The courier first: what it was sent is committed, and no later sensor sends it again."""
-        if self._courier is not None:
-            before = self._to_courier.sent_position
-            if not self._send_all(self._courier, self._to_courier):
-                self._drop(self._courier, "cannot be sent to")
-            if self._to_courier.sent_position > before:
-                self._source.commit(self._to_courier.sent_position)
-        if self._evaluator is not None and not self._send_all(self._evaluator, self._to_evaluator):
-            self._drop(self._evaluator, "cannot be sent to")
+        if self._courier is not None and (sent := self._send_all(self._courier, self._to_courier)):
+            self._source.commit(sent[-1].end)
+            self._told.note(sent[-1].told)
+        if self._evaluator is not None:
+            self._send_all(self._evaluator, self._to_evaluator)
         for reason, count in self._to_evaluator.take_losses().items():
             self._batcher.losses.count(reason, count)
 
-    def _send_all(self, channel: Channel, outlet: Outlet) -> bool:
-        """As much as the channel takes now; False: the peer is gone."""
-        try:
-            while (batch := outlet.next()) is not None:
-                if not channel.send(Message(Kind.BATCH, a=batch.start, b=batch.end, payload=batch.payload)):
-                    break
-                outlet.sent()
-        except PeerError:
-            return False
-        return True
+    def _send_all(self, channel: Channel, outlet: Outlet) -> list[Queued]:
+        """As much as the channel takes now; what it took."""
+        sent: list[Queued] = []
+        while (batch := outlet.next()) is not None:
+            if not self._peers.send(channel, Message(Kind.BATCH, a=batch.start, b=batch.end, payload=batch.payload)):
+                break
+            outlet.sent()
+            sent.append(batch)
+        return sent
 
-    def _read(self, channel: Channel, take: Callable[[Message], None]) -> None:
-        try:
-            for _ in range(MESSAGES_AT_ONCE):
-                message = channel.receive()
-                if message is None:
-                    return
-                take(message)
-        except PeerError as error:
-            if channel is self._monitor:
-                raise
-            self._drop(channel, str(error))
-
-    def _drop(self, channel: Channel | None, reason: str) -> None:
-        if channel is None:
-            return
-        log.info("%s: %s", "courier" if channel is self._courier else "evaluator", reason)
-        self._selector.unregister(channel)
-        channel.close()
+    def _gone(self, channel: Channel) -> None:
         if channel is self._courier:
             self._courier = None
             self._to_courier.peer_died()
@@ -237,24 +218,16 @@ class Sensor:
             case Kind.SHUTDOWN:
                 self._ended = True
             case _:
-                for fd in message.fds:
-                    os.close(fd)
-                raise PeerError(f"got {message.kind.name}, which a monitor may not send")
+                raise unexpected(message)
 
     def _attach(self, role: int, channel: Channel, *, waits: bool) -> None:
         if role == control.ROLE_COURIER:
-            self._drop(self._courier, "replaced")
-            self._courier = channel
-            self._selector.register(channel, selectors.EVENT_READ, self._from_courier)
+            self._courier = self._peers.attach("courier", channel, self._from_courier, self._courier)
         elif role == control.ROLE_EVALUATOR and waits:
-            self._drop(self._candidate, "replaced")
-            self._candidate = channel
-            self._selector.register(channel, selectors.EVENT_READ, self._from_evaluator)
+            self._candidate = self._peers.attach("candidate", channel, self._from_evaluator, self._candidate)
         elif role == control.ROLE_EVALUATOR:
-            self._drop(self._candidate, "given up")
-            self._drop(self._evaluator, "replaced")
-            self._evaluator = channel
-            self._selector.register(channel, selectors.EVENT_READ, self._from_evaluator)
+            self._peers.drop(self._candidate, "given up")
+            self._evaluator = self._peers.attach("evaluator", channel, self._from_evaluator, self._evaluator)
         else:
             channel.close()
             raise PeerError(f"ATTACH of a peer with role {role}, expected courier or evaluator")
@@ -262,21 +235,19 @@ class Sensor:
 
     def _from_courier(self, message: Message) -> None:
         if message.kind is not Kind.ACK:
-            raise PeerError(f"got {message.kind.name}, expected ACK")
+            raise unexpected(message)
         self._to_courier.acknowledge(message.b)
 
     def _from_evaluator(self, message: Message) -> None:
         if message.kind is not Kind.ACK:
-            raise PeerError(f"got {message.kind.name}, expected ACK")
+            raise unexpected(message)
         self._to_evaluator.acknowledge(message.b)
         self._cross_line()
 
     def _cross_line(self) -> None:
         if self._candidate is not None and self._to_evaluator.cross_line():
             former, self._evaluator = self._evaluator, None
-            if former is not None:
-                self._selector.unregister(former)
-                former.close()
+            self._peers.drop(former, "its successor takes over")
             self._take_candidate()
 
     def _take_candidate(self) -> None:

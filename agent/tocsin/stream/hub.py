@@ -36,6 +36,28 @@ USER_SPACE_REASONS: Final = frozenset(
 )
 
 
+@dataclass(slots=True)
+class Taken:
+    """How far the batches of one epoch were taken; cuts off what a later sensor sends again."""
+
+    position: int = 0
+    """End of the last batch."""
+    next_index: int = 0
+    """Of the first event behind it."""
+
+    def rest(self, index: framing.Index, header: batch_pb2.BatchHeader, start: int, end: int) -> framing.Index:
+        """What is new of a batch that covers the positions from `start` to `end`; then it counts as taken."""
+        known = min(header.event_count, max(0, self.next_index - header.first_event_index))
+        fresh = framing.without_first(index, header, known, self.position) if known and start < self.position else index
+        self.next_index = max(self.next_index, header.first_event_index + header.event_count)
+        self.skip(end)
+        return fresh
+
+    def skip(self, end: int) -> None:
+        """A batch that ends there cannot be read, and counts as taken."""
+        self.position = max(self.position, end)
+
+
 @dataclass(eq=False, slots=True)
 class Subscriber:
     """A stream that is open."""
@@ -57,9 +79,7 @@ class Hub:
         self._held_bytes = 0
         self._epoch = 0
         self._released_position = 0
-        self.position = 0
-        """End of the last batch that was taken."""
-        self._next_index = 0
+        self._taken = Taken()
         self.users: tuple[batch_pb2.User, ...] = ()
         self.header = batch_pb2.BatchHeader()
         """Of the last batch."""
@@ -68,6 +88,11 @@ class Hub:
         self.detections = 0
         self.losses: Counter[tuple[int, int]] = Counter()
         """Events lost in user space, by event type and reason."""
+
+    @property
+    def position(self) -> int:
+        """End of the last batch that was taken."""
+        return self._taken.position
 
     @property
     def subscribers(self) -> int:
@@ -85,7 +110,7 @@ class Hub:
             return
         self._epoch = epoch
         self._release_up_to(max(self._held, default=0))
-        self.position = self._released_position = self._next_index = 0
+        self._taken, self._released_position = Taken(), 0
 
     def begin_evaluator(self) -> int:
         """An evaluator was attached; how many detection batches of former ones were given up to make room."""
@@ -113,26 +138,19 @@ class Hub:
         """
         if end_position < self.position or (end_position == self.position and not _is_heartbeat(serialised)):
             return False
-        taken, self.position = self.position, end_position
         try:
             index = framing.index(serialised)
             header = batch_pb2.BatchHeader.FromString(index.header)
-            if header.start_position < taken:
-                index = self._untaken(index, header, taken)
+            index = self._taken.rest(index, header, header.start_position, end_position)
         except (WireError, DecodeError) as error:
+            self._taken.skip(end_position)
             self.losses[0, event_pb2.LOSS_REASON_MALFORMED] += 1
             self._release_up_to(self.position)
             raise WireError(f"batch that ends at {end_position}: {error}") from error
-        self._next_index = header.first_event_index + header.event_count
         self._note(index, header)
         self._send_events(index)
         self._release_up_to(self.position)
         return True
-
-    def _untaken(self, index: framing.Index, header: batch_pb2.BatchHeader, taken: int) -> framing.Index:
-        """What is new of a batch that begins before the last position taken."""
-        known = min(header.event_count, max(0, self._next_index - header.first_event_index))
-        return framing.without_first(index, header, known, taken) if known else index
 
     def take_detections(self, end_position: int, evaluated: int, serialised: bytes) -> bool:
         """Takes a DetectionBatch; False: that of this batch was taken before. Raises WireError when it is none."""

@@ -3,49 +3,27 @@
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
+from simulators.running import COMMAND, TIMEOUT_S, Running, eventually  # type: ignore[import-not-found]
 from tocsin.api.control.v1 import control_service_pb2 as control
 from tocsin.api.event.v1 import batch_pb2, event_pb2
 from tocsin.cli.agent import RunningAgent, connected
-from tocsin.errors import PeerError
-
-TIMEOUT_S = 60.0
-COMMAND = [sys.executable, "-P", "-m", "tocsin.cli.main"]
-T = TypeVar("T")
 
 
-def eventually(probe: Callable[[], T], what: str, timeout_s: float = TIMEOUT_S) -> T:
-    """The first true value of `probe`; an agent that does not answer counts as no value."""
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        with contextlib.suppress(PeerError):
-            if value := probe():
-                return value
-        time.sleep(0.05)
-    raise AssertionError(f"not within {timeout_s} s: {what}")
-
-
-class Agent:
+class Agent(Running):  # type: ignore[misc]
     """`tocsin run`, without a deadline."""
 
     def __init__(self, source: str, *arguments: str) -> None:
-        self.dir = Path(tempfile.mkdtemp(prefix="tocsin-test-"))
-        self.dir.chmod(0o755)
+        super().__init__()
         self.socket = self.dir / "run" / "tocsin.sock"
         self.directories = ["--runtime-dir", str(self.dir / "run"), "--state-dir", str(self.dir / "state")]
         command = [*COMMAND, "run", "--json", "--no-act", "--source", source, *self.directories, *arguments]
-        self.log_path, self.out_path = self.dir / "log", self.dir / "out"
-        with self.log_path.open("wb") as log, self.out_path.open("wb") as out:
+        with self.log_path.open("wb") as log, (self.dir / "out").open("wb") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=log, stdin=subprocess.DEVNULL)
         try:
             eventually(self.settled, "the agent runs")
@@ -54,28 +32,14 @@ class Agent:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is not None:
-            sys.stderr.write(self.log)
-        self.close()
-
-    def close(self) -> int:
-        """Ends it in order; its exit code."""
+    def close(self) -> None:
+        """Ends it in order."""
         self.process.terminate()
         try:
-            code = self.process.wait(30)
+            self.process.wait(30)
         finally:
             self.process.kill()
-        shutil.rmtree(self.dir, ignore_errors=True)
-        return code
-
-    @property
-    def log(self) -> str:
-        """What its processes wrote."""
-        return self.log_path.read_text()
+        super().close()
 
     def status(self) -> control.GetStatusResponse:
         """GetStatus."""
@@ -91,11 +55,6 @@ class Agent:
     def pid(self, role: int) -> int:
         """The pid of a process."""
         return next((p.pid for p in self.status().processes if p.role == role), 0)
-
-    def cli(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        """A command of the CLI."""
-        command = [*COMMAND, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
     @contextlib.contextmanager
     def subscribed(self) -> Iterator["Stream"]:

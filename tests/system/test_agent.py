@@ -12,35 +12,22 @@ from pathlib import Path
 
 import pytest
 
+from simulators.rules import RULE_ID, rule, write_rule  # type: ignore[import-not-found]
+from simulators.running import COMMAND, eventually, tocsin  # type: ignore[import-not-found]
 from simulators.running_agent import (  # type: ignore[import-not-found]
-    COMMAND,
     Agent,
     Stream,
     can_load_ebpf,
-    eventually,
     objects,
 )
 from tocsin.api.content.v1 import release_pb2
 from tocsin.api.control.v1 import control_service_pb2 as control
-from tocsin.api.event.v1 import batch_pb2
+from tocsin.api.event.v1 import batch_pb2, event_pb2
 from tocsin.cli.agent import connected
 from tocsin.content.check import build
 
 SELF_TEST = "7c51c000-0000-4000-8000-000000000001"
-RULE = """\
-title: {title}
-id: {id}
-status: test
-description: A test.
-author: Test
-date: 2026-01-01
-logsource: {{category: process_creation, product: linux}}
-detection:
-  selection: {{CommandLine|contains: {marker}}}
-  condition: selection
-level: high
-"""
-FIRST, SECOND = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
+FIRST, SECOND = RULE_ID, "22222222-2222-4222-8222-222222222222"
 HAS_EBPF = can_load_ebpf()
 kernel = [pytest.mark.kernel, pytest.mark.skipif(not HAS_EBPF, reason="needs root and eBPF")]
 on_every_source = pytest.mark.parametrize("agent", [pytest.param("core", marks=kernel), "replay"], indirect=True)
@@ -54,11 +41,9 @@ def agent(request: pytest.FixtureRequest) -> Iterator[Agent]:
         yield running
 
 
-def write_rule(directory: Path, rule_id: str, marker: str) -> Path:
-    """A directory with one more rule."""
-    directory.mkdir(exist_ok=True)
-    (directory / f"{rule_id[:8]}.yml").write_text(RULE.format(title=f"Rule {marker}", id=rule_id, marker=marker))
-    return directory
+def marker_rule(directory: Path, marker: str) -> Path:
+    """A directory with a rule that looks for a word in command lines."""
+    return write_rule(directory, rule(f"CommandLine|contains: {marker}", rule_id=FIRST))  # type: ignore[no-any-return]
 
 
 def healthy(agent: Agent) -> control.GetStatusResponse | None:
@@ -120,6 +105,38 @@ def test_no_event_is_lost_when_the_sensor_is_killed(agent: Agent) -> None:
     assert_continuous(stream)
 
 
+@pytest.mark.kernel
+@pytest.mark.skipif(not HAS_EBPF, reason="needs root and eBPF")
+def test_events_that_found_the_ring_full_while_no_sensor_ran_are_told_once(tmp_path: Path) -> None:
+    settings = tmp_path / "tocsin.toml"
+    settings.write_text("[sensor]\nring_bytes = 65536\n")
+    with Agent("core", "--config", str(settings)) as agent, agent.subscribed() as stream:
+        eventually(lambda: stream.batches, "there is a batch to begin with")
+        sensor = agent.pid(control.ROLE_SENSOR)
+        os.kill(sensor, signal.SIGSTOP)
+        for _ in range(200):
+            subprocess.run(["/bin/true"], check=True)
+        os.kill(sensor, signal.SIGKILL)
+        eventually(lambda: ring_full_told(stream), "the loss is told")
+        eventually(lambda: healthy(agent), "the agent is whole again")
+        subprocess.run(["/bin/echo", "after-the-loss-"], check=True, stdout=subprocess.DEVNULL)
+        eventually(lambda: stream.execs(b"after-the-loss-"), "events go on")
+    first, last = (ring_full_counted(stream.batches[at].header) for at in (0, -1))
+    assert ring_full_told(stream) == last - first > 0
+
+
+def ring_full_told(stream: Stream) -> int:
+    """Events that the first batch does not know of and that loss events tell of."""
+    losses = [event.loss for batch in list(stream.batches)[1:] for event in batch.events if event.HasField("loss")]
+    return sum(loss.count for loss in losses if loss.reason == event_pb2.LOSS_REASON_RING_FULL)
+
+
+def ring_full_counted(header: batch_pb2.BatchHeader) -> int:
+    """What the kernel counted up to a batch."""
+    losses = [loss for counter in header.counters for loss in counter.lost]
+    return sum(loss.count for loss in losses if loss.reason == event_pb2.LOSS_REASON_RING_FULL)
+
+
 @on_the_kernel
 def test_two_thousand_execs_are_each_seen_once(agent: Agent, tmp_path: Path) -> None:
     program = static_program(tmp_path)
@@ -163,9 +180,7 @@ def static_program(directory: Path) -> str:
 def test_a_loaded_release_detects_and_the_former_one_does_not_any_more(agent: Agent, tmp_path: Path) -> None:
     before = agent.status().release_digest
     with agent.subscribed() as stream:
-        done = agent.cli(
-            "content", "load", write_rule(tmp_path / "rules", FIRST, "marker-one"), "--socket", agent.socket
-        )
+        done = tocsin("content", "load", marker_rule(tmp_path / "rules", "marker-one"), "--socket", agent.socket)
         assert done.returncode == 0, done.stderr
         eventually(lambda: agent.status().release_digest != before, "the digest changes")
         subprocess.run(["/bin/echo", "tocsin-self-test-act"], check=True, stdout=subprocess.DEVNULL)
@@ -177,7 +192,7 @@ def test_a_loaded_release_detects_and_the_former_one_does_not_any_more(agent: Ag
 
 @on_every_source
 def test_a_loaded_release_outlives_its_evaluator(agent: Agent, tmp_path: Path) -> None:
-    done = agent.cli("content", "load", write_rule(tmp_path / "rules", FIRST, "marker-one"), "--socket", agent.socket)
+    done = tocsin("content", "load", marker_rule(tmp_path / "rules", "marker-one"), "--socket", agent.socket)
     assert done.returncode == 0, done.stderr
     digest, pid = agent.status().release_digest, agent.pid(control.ROLE_EVALUATOR)
     os.kill(pid, signal.SIGKILL)
@@ -190,23 +205,20 @@ def test_a_loaded_release_outlives_its_evaluator(agent: Agent, tmp_path: Path) -
 
 @on_every_source
 def test_content_with_a_broken_rule_is_named_and_not_loaded(agent: Agent, tmp_path: Path) -> None:
-    rules = write_rule(tmp_path / "rules", FIRST, "marker-one")
-    broken = rules / "broken.yml"
-    broken.write_text(
-        RULE.format(title="Broken", id=SECOND, marker="x").replace("condition: selection", "condition: gone")
-    )
+    rules = marker_rule(tmp_path / "rules", "marker-one")
+    write_rule(rules, rule(rule_id=SECOND, title="Broken", condition="gone"), "broken.yml")
     before = agent.status().release_digest
-    checked = agent.cli("content", "check", rules)
+    checked = tocsin("content", "check", rules)
     assert checked.returncode == 1
     assert "broken.yml:" in checked.stdout + checked.stderr
     assert "gone" in checked.stdout + checked.stderr
-    assert agent.cli("content", "load", rules, "--socket", agent.socket).returncode == 1
+    assert tocsin("content", "load", rules, "--socket", agent.socket).returncode == 1
     assert agent.status().release_digest == before
 
 
 @on_every_source
 def test_a_release_whose_sample_fails_is_refused_by_the_host(agent: Agent, tmp_path: Path) -> None:
-    release = release_pb2.CompiledRelease.FromString(build(write_rule(tmp_path / "rules", FIRST, "one"), "bad"))
+    release = release_pb2.CompiledRelease.FromString(build(marker_rule(tmp_path / "rules", "one"), "bad"))
     event = release_pb2.NamedEvent(log_source=release.rules[0].log_source)
     event.values.add(name="CommandLine", value=b"another")
     release.samples.add(rule_id=FIRST, must_match=True, event=event, origin="x.yml:3")
@@ -254,7 +266,7 @@ def process_facts(pid: int) -> dict[str, str]:
 
 @on_every_source
 def test_a_second_agent_is_told_of_the_first(agent: Agent) -> None:
-    done = agent.cli("run", "--for", "5s", "--json", "--source", "replay", *agent.directories)
+    done = tocsin("run", "--for", "5s", "--json", "--source", "replay", *agent.directories)
     assert done.returncode == 4
     assert f"pid {agent.pid(control.ROLE_MONITOR)}" in done.stderr
     assert done.stdout == ""

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,34 +22,14 @@ from simulators.agent_around_courier import (  # type: ignore[import-not-found]
     send_batch,
     send_detections,
 )
+from simulators.rules import rule, write_rule  # type: ignore[import-not-found]
+from simulators.running import COMMAND, eventually, tocsin  # type: ignore[import-not-found]
 from tocsin.api.content.v1 import content_service_pb2 as content
 from tocsin.api.control.v1 import control_service_pb2 as control
 from tocsin.api.event.v1 import batch_pb2
 from tocsin.processes.channel import Kind
 from tocsin.processes.state import AgentState, ProcessState
 from tocsin.records import recording
-
-RULE = """\
-title: Netcat
-id: 11111111-1111-4111-8111-111111111111
-status: test
-description: A test.
-author: Test
-date: 2026-01-01
-logsource: {category: process_creation, product: linux}
-detection:
-  selection: {Image|endswith: /nc}
-  condition: selection
-level: high
-"""
-COMMAND = [sys.executable, "-P", "-m", "tocsin.cli.main"]
-
-
-def tocsin(*arguments: object, **more: object) -> subprocess.CompletedProcess[str]:
-    """Runs the command to its end."""
-    command = [*COMMAND, *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment, **more)  # type: ignore[call-overload, no-any-return]
 
 
 @pytest.fixture
@@ -61,10 +42,7 @@ def agent() -> Iterator[SimulatedAgent]:
 @pytest.fixture
 def rules(tmp_path: Path) -> Path:
     """A directory with one rule."""
-    directory = tmp_path / "rules"
-    directory.mkdir()
-    (directory / "nc.yml").write_text(RULE)
-    return directory
+    return write_rule(tmp_path / "rules", rule(), "nc.yml")  # type: ignore[no-any-return]
 
 
 def one_line(text: str) -> str:
@@ -74,6 +52,12 @@ def one_line(text: str) -> str:
     return text
 
 
+def status_of(agent: SimulatedAgent) -> dict[str, Any]:
+    """What the status verb tells."""
+    shown: dict[str, Any] = json.loads(tocsin("status", "--json", "--socket", agent.config.socket_path).stdout)
+    return shown
+
+
 class Stream:
     """A command that follows the stream, with the batches that it is to see."""
 
@@ -81,15 +65,7 @@ class Stream:
         self.sensor, self.evaluator = agent.attach_sensor(), agent.attach_evaluator()
         command = [*COMMAND, *map(str, arguments), "--socket", str(agent.config.socket_path)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self._wait_for_subscriber(agent)
-
-    def _wait_for_subscriber(self, agent: SimulatedAgent) -> None:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            shown = tocsin("status", "--json", "--socket", agent.config.socket_path).stdout
-            if json.loads(shown)["subscribers"]:
-                return
-        raise AssertionError("nobody subscribed")
+        eventually(lambda: status_of(agent)["subscribers"], "somebody subscribed")
 
     def give(self, end: int, *events: object) -> None:
         """A batch and the detection of its first event."""
@@ -192,12 +168,8 @@ def test_status_of_a_degraded_agent_is_exit_code_1(agent: SimulatedAgent) -> Non
 
 def wait_for_health(agent: SimulatedAgent) -> subprocess.CompletedProcess[str]:
     """The first status with the monitor's word in it."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        done = tocsin("status", "--json", "--socket", agent.config.socket_path)
-        if json.loads(done.stdout)["health"] != "HEALTH_UNSPECIFIED":
-            return done
-    raise AssertionError("no state came")
+    eventually(lambda: status_of(agent)["health"] != "HEALTH_UNSPECIFIED", "the state came")
+    return tocsin("status", "--json", "--socket", agent.config.socket_path)  # type: ignore[no-any-return]
 
 
 # --- tail and record
@@ -280,7 +252,7 @@ def test_content_in_order_is_exit_code_0(rules: Path) -> None:
 
 
 def test_content_out_of_order_is_exit_code_1_with_file_and_line(rules: Path) -> None:
-    (rules / "nc.yml").write_text(RULE.replace("condition: selection", "condition: selektion"))
+    write_rule(rules, rule(condition="selektion"), "nc.yml")
     done = tocsin("content", "check", rules)
     assert done.returncode == 1
     assert "nc.yml:" in done.stdout
@@ -319,7 +291,7 @@ def load(agent: SimulatedAgent, rules: Path, refusal: content.Refusal | None) ->
     answering.start()
     done = tocsin("content", "load", rules, "--socket", agent.config.socket_path)
     answering.join()
-    return done
+    return done  # type: ignore[no-any-return]
 
 
 def test_content_is_loaded_into_the_agent(agent: SimulatedAgent, rules: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,41 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulators.agent_around_courier import make_batch, make_event  # type: ignore[import-not-found]
+from simulators.rules import RULE_ID, rule, write_rule  # type: ignore[import-not-found]
+from simulators.running import tocsin  # type: ignore[import-not-found]
 from tocsin.cli import json_lines
 from tocsin.errors import WireError
 from tocsin.records import recording
 
-RULE = """\
-title: Netcat
-id: 11111111-1111-4111-8111-111111111111
-status: test
-description: A test.
-author: Test
-date: 2026-01-01
-logsource: {category: process_creation, product: linux}
-detection:
-  selection: {Image|endswith: /nc}
-  condition: selection
-level: high
-"""
-RULE_ID = "11111111-1111-4111-8111-111111111111"
 NETCAT = {"category": "process_creation", "product": "linux", "service": None, "event": {"Image": "/usr/bin/nc"}}
 SHELL = {**NETCAT, "event": {"Image": "/bin/sh", "ProcessId": 7, "Elevated": True, "Gone": None, "Many": ["a", "b"]}}
-COMMAND = [sys.executable, "-P", "-m", "tocsin.cli.main", "replay"]
 
 
 @pytest.fixture
 def rules(tmp_path: Path) -> Path:
     """A directory with one rule."""
-    directory = tmp_path / "rules"
-    directory.mkdir()
-    (directory / "nc.yml").write_text(RULE)
-    return directory
+    return write_rule(tmp_path / "rules", rule())  # type: ignore[no-any-return]
 
 
 def replay(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs the command to its end."""
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=100, check=False)
+    """Runs the verb to its end."""
+    return tocsin("replay", *arguments)  # type: ignore[no-any-return]
 
 
 def lines_file(tmp_path: Path, *lines: object) -> Path:

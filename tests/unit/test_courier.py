@@ -425,7 +425,7 @@ def test_the_inner_sockets_are_closed_to_others(agent: SimulatedAgent) -> None:
 import os, socket
 os.setgroups([]); os.setresgid({STRANGER}, {STRANGER}, {STRANGER}); os.setresuid({STRANGER}, {STRANGER}, {STRANGER})
 try:
-    socket.socket(socket.AF_UNIX).connect({str(agent.runtime_dir / "courier" / "operator.sock")!r})
+    socket.socket(socket.AF_UNIX).connect({str(agent.dir / "courier" / "operator.sock")!r})
 except PermissionError:
     print("denied")
 """
@@ -468,7 +468,7 @@ def test_a_courier_takes_the_place_of_one_that_was_killed(agent: SimulatedAgent)
     agent.process.kill()
     agent.process.wait()
     assert agent.config.socket_path.exists()
-    with SimulatedAgent(runtime_dir=agent.runtime_dir) as second, grpc.insecure_channel(second.target) as channel:
+    with SimulatedAgent(directory=agent.dir) as second, grpc.insecure_channel(second.target) as channel:
         assert status_of(channel).version
 
 

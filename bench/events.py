@@ -46,6 +46,8 @@ def recorded(path: Path) -> list[bytes]:
             events += [index.event(at) for at, kind in kinds if kind not in (0, event_pb2.EVENT_TYPE_LOSS)]
     return events
 
+NAMESPACE = 4026531840
+
 
 def made() -> Iterator[event_pb2.Event]:
     """Fork, exec, exit of each ordinary command; each ordinary connection."""
@@ -58,7 +60,7 @@ def made() -> Iterator[event_pb2.Event]:
         yield event(kinds.EVENT_TYPE_EXIT, number, process, parent, exit=event_pb2.Exit(run_time_ns=2_000_000))
     for number, values in enumerate(yaml.safe_load(CONNECTIONS.read_text())):
         process, parent = of(values, number)
-        connection = event_pb2.TcpConnection(
+        connection = event_pb2.Connection(
             direction=event_pb2.DIRECTION_OUTBOUND,
             outcome=event_pb2.CONNECT_OUTCOME_ESTABLISHED,
             protocol=6,
@@ -90,11 +92,23 @@ def image(pid: int, exe: str, command: str, uid: int) -> event_pb2.Process:
         tid=pid,
         start_boottime_ns=10**12 + pid,
         ppid=1,
-        **dict.fromkeys(("uid", "euid", "gid", "egid", "suid", "sgid", "login_uid"), uid),
+        uid=uid,
+        euid=uid,
+        gid=uid,
+        egid=uid,
+        suid=uid,
+        sgid=uid,
+        login_uid=uid,
         cap_effective=0 if uid else (1 << 41) - 1,
         cap_permitted=0 if uid else (1 << 41) - 1,
         cgroup_id=4711,
-        **dict.fromkeys(("mnt_ns", "net_ns", "pid_ns", "user_ns", "uts_ns", "ipc_ns", "cgroup_ns"), 4026531840),
+        mnt_ns=NAMESPACE,
+        net_ns=NAMESPACE,
+        pid_ns=NAMESPACE,
+        user_ns=NAMESPACE,
+        uts_ns=NAMESPACE,
+        ipc_ns=NAMESPACE,
+        cgroup_ns=NAMESPACE,
         session_id=pid,
         comm=exe.rpartition("/")[2][:15].encode(),
         exe=exe.encode(),
@@ -111,7 +125,7 @@ def event(
     number: int,
     process: event_pb2.Process,
     parent: event_pb2.Process,
-    **body: event_pb2.Fork | event_pb2.Exec | event_pb2.Exit | event_pb2.TcpConnection,
+    **body: event_pb2.Fork | event_pb2.Exec | event_pb2.Exit | event_pb2.Connection,
 ) -> event_pb2.Event:
     """An event with its header."""
     head = event_pb2.Event(boottime_ns=10**12 + number, cpu_sequence=number + 1, cpu=1, type=kind)

@@ -3,6 +3,8 @@
  * The sensor's programs. Events are written as finished protobuf; wire/event.h is generated from
  * proto/. Order of reading: base, extract, store, programs.
  */
+#include "programs/dispatch.h"
+#include "programs/file.h"
 #include "programs/process.h"
 #include "programs/seed.h"
 #include "programs/tcp.h"

@@ -14,6 +14,7 @@ import argparse
 import difflib
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -156,6 +157,9 @@ def c_header(schema: Schema) -> str:
         lines.append("};")
     for message in schema.file.message_types_by_name.values():
         lines += c_message(schema, message)
+    structs = sorted(set(re.findall(r"^struct wire_(\w+) {$", "\n".join(lines), re.MULTILINE)))
+    lines += ["", "/* EACH(name) for every struct. */", "#define TOCSIN_WIRE_STRUCTS(EACH) \\"]
+    lines += [*(f"\tEACH({name}) \\" for name in structs[:-1]), f"\tEACH({structs[-1]})"]
     lines += ["", "#endif", ""]
     return "\n".join(lines)
 

@@ -8,15 +8,18 @@ import json
 import os
 import pwd
 import tomllib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from tocsin.errors import ConfigError
 
 # Users of their own where the package has made none: numbers from the end of
 # systemd's range for dynamic users, which no distribution hands out otherwise.
 FALLBACK_UID: Final = {"tocsin-evaluator": 65490, "tocsin-courier": 65491}
+
+
+SOURCES: Final = ("auto", "core", "netlink", "replay")
 
 
 def default_runtime_dir() -> str:
@@ -32,20 +35,60 @@ def default_state_dir() -> str:
     return "/var/lib/tocsin" if os.geteuid() == 0 else str(Path("~/.local/state/tocsin").expanduser())
 
 
+DEFAULT_WATCHED_PATHS: Final = (
+    "/etc/shadow",
+    "/etc/gshadow",
+    "/etc/sudoers",
+    "/etc/sudoers.d",
+    "/etc/ssh",
+    "/etc/krb5.keytab",
+)
+DEFAULT_WATCHED_NAMES: Final = (".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".netrc", ".pgpass", "token")
+
+
+@dataclass(frozen=True, slots=True)
+class FilterConfig:
+    """What the kernel side tells. What is not wanted costs next to nothing."""
+
+    events: tuple[str, ...] = ("all",)
+    """Names of event types (FILE_WRITE) or classes (file); a name behind "-" takes away: ["all", "-FILE_TIMES"]."""
+    exclude_uids: tuple[int, ...] = ()
+    """Real user ids whose processes are not told."""
+    exclude_comms: tuple[str, ...] = ()
+    """Names of threads (at most 15 bytes) that are not told. Any process can take such a name."""
+    exclude_cgroups: tuple[str, ...] = ()
+    """Cgroups, as directories under /sys/fs/cgroup, whose processes are not told."""
+    own_events: bool = False
+    """Whether the agent's own files and connections are told."""
+    ignore_paths: tuple[str, ...] = ()
+    """Beginnings of paths (at most 127 bytes) on which acts on files are not told."""
+    watch_paths: tuple[str, ...] = DEFAULT_WATCHED_PATHS
+    """Files, or directories, whose reading is told; directly in a directory, not deeper."""
+    watch_names: tuple[str, ...] = DEFAULT_WATCHED_NAMES
+    """Names of files, or of their directories, wherever they are, whose reading is told."""
+    watch_sockets: tuple[str, ...] = ("docker.sock", "containerd.sock", "crio.sock", "podman.sock")
+    """Last parts of Unix sockets' paths; connections to them are told."""
+    limits: tuple[str, ...] = ()
+    """Most events of a type in a second on one CPU: "FILE_WRITE=2000"."""
+
+
 @dataclass(frozen=True, slots=True)
 class SensorConfig:
     """Where events come from."""
 
     source: str = "auto"
-    """auto, core or replay."""
+    """auto, core, netlink or replay."""
     ring_bytes: int = 16 << 20
     """Size of the kernel's ring buffer; a power of two."""
     drain_interval_ms: int = 15
     """How often the ring is drained."""
     batch_bytes: int = 192 << 10
     """A batch is closed when it is larger."""
+    connection_interval_ms: int = 1000
+    """Source netlink: from one look at the connections to the next."""
     replay_file: str = ""
     """Recorded batches to show in place of live ones; empty: the packaged recording."""
+    filters: FilterConfig = field(default_factory=FilterConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,33 +137,38 @@ class Config:
 
 def from_mapping(values: dict[str, Any], where: str) -> Config:
     """A Config from parsed TOML or JSON. Raises ConfigError naming `where` and the key."""
-    parts = {"sensor": SensorConfig, "evaluator": EvaluatorConfig, "courier": CourierConfig}
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        if key in parts:
-            if not isinstance(value, dict):
-                raise ConfigError(f"{where}: [{key}] is a table, got {type(value).__name__}")
-            arguments[key] = parts[key](**_checked(parts[key], value, f"{where}: {key}."))
-        else:
-            arguments |= _checked(Config, {key: value}, f"{where}: ")
-    config = Config(**arguments)
+    config = _filled(Config, values, f"{where}: ")
     _check_ranges(config, where)
     return config
 
 
-def _checked(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
-    kinds = {f.name: f.type for f in fields(cls)}
+Table = TypeVar("Table")
+
+
+def _filled(cls: type[Table], values: object, where: str) -> Table:
+    """A table of settings, with the tables in it. `where` ends with what stands before a key."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where.rstrip('.: ')}: expected a table, got {type(values).__name__}")
+    kinds = get_type_hints(cls)
+    arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in kinds:
             raise ConfigError(f"{where}{key} is no setting; known: {', '.join(sorted(kinds))}")
-        expected: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
-        if isinstance(value, bool) or not isinstance(value, expected[_type_name(kinds[key])]):
-            raise ConfigError(f"{where}{key}: got {value!r}, expected {_type_name(kinds[key])}")
-    return values
+        arguments[key] = _checked(kinds[key], value, f"{where}{key}")
+    return cls(**arguments)
 
 
-def _type_name(kind: object) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind)
+def _checked(kind: Any, value: object, where: str) -> object:
+    if is_dataclass(kind):
+        return _filled(cast("type[object]", kind), value, f"{where}.")
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: got {value!r}, expected a list")
+        return tuple(_checked(get_args(kind)[0], item, where) for item in value)
+    accepted = (int, float) if kind is float else (kind,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{where}: got {value!r}, expected {kind.__name__}")
+    return value
 
 
 def _check_ranges(config: Config, where: str) -> None:
@@ -133,8 +181,12 @@ def _check_ranges(config: Config, where: str) -> None:
         )
     if not 4096 <= config.sensor.batch_bytes <= 512 << 10:
         raise ConfigError(f"{where}: sensor.batch_bytes: got {config.sensor.batch_bytes}, expected 4096 to 524288")
-    if config.sensor.source not in ("auto", "core", "replay"):
-        raise ConfigError(f"{where}: sensor.source: got {config.sensor.source!r}, expected auto, core or replay")
+    interval = config.sensor.connection_interval_ms
+    if not 10 <= interval <= 60_000:
+        raise ConfigError(f"{where}: sensor.connection_interval_ms: got {interval}, expected 10 to 60000")
+    if config.sensor.source not in SOURCES:
+        known = ", ".join(SOURCES)
+        raise ConfigError(f"{where}: sensor.source: got {config.sensor.source!r}, expected one of {known}")
 
 
 def load(path: Path) -> Config:

@@ -23,6 +23,13 @@ static __always_inline struct counters *counters_of_cpu(void)
 			__sync_fetch_and_add(&count_->member, 1); \
 	} while (0)
 
+static __always_inline struct settings *current_settings(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&settings, &zero);
+}
+
 /* Claimed by exchange: an interrupt, or a task that preempts this one, takes the next slot. */
 static __always_inline struct scratch *claim_slot(u32 slot)
 {
@@ -50,27 +57,66 @@ static __always_inline struct scratch *claim(void)
 	return s;
 }
 
-/* Counts the event as generated, whatever becomes of it; NULL: it is lost, and counted so. */
+/* Whether this type has used up its share of the second, or of a ring that is filling. */
+static __always_inline bool over_limit(struct settings *settings, u8 type)
+{
+	u32 limit = settings->limit[type], ring_limit = settings->ring_limit[type], zero = 0;
+	struct rate *rate;
+	u64 second;
+
+	if (ring_limit && bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > ring_limit)
+		return true;
+	if (!limit)
+		return false;
+	rate = bpf_map_lookup_elem(&rates, &zero);
+	if (!rate)
+		return false;
+	second = bpf_ktime_get_boot_ns() / 1000000000;
+	if (rate->second[type] != second) {
+		rate->second[type] = second;
+		rate->count[type] = 0;
+	}
+	return ++rate->count[type] > limit;
+}
+
+/* Counts an event that was to be told; its number on this CPU. */
+static __always_inline u64 count_generated(struct counters *count, u8 type)
+{
+	__sync_fetch_and_add(&count->generated[type], 1);
+	return __sync_fetch_and_add(&count->sequence, 1) + 1;
+}
+
+/* For an event that is lost before its record was begun. */
+#define COUNT_LOST(type, member)                                       \
+	do {                                                           \
+		struct counters *lost_ = counters_of_cpu();            \
+		if (lost_) {                                           \
+			count_generated(lost_, type);                  \
+			__sync_fetch_and_add(&lost_->member[type], 1); \
+		}                                                      \
+	} while (0)
+
+/* NULL: the event is held back or lost, and counted so. */
 static __always_inline struct scratch *begin(u8 type, u64 *at)
 {
-	struct counters *count = counters_of_cpu();
+	struct settings *settings = current_settings();
 	struct wire_header *header;
 	struct scratch *s;
-	u64 sequence;
 
-	if (!count)
+	if (!settings)
 		return NULL;
-	__sync_fetch_and_add(&count->generated[type], 1);
-	sequence = __sync_fetch_and_add(&count->sequence, 1) + 1;
+	if (over_limit(settings, type)) {
+		COUNT_LOST(type, throttled);
+		return NULL;
+	}
 	s = claim();
 	if (!s) {
-		__sync_fetch_and_add(&count->lost_scratch_busy[type], 1);
+		COUNT_LOST(type, lost_scratch_busy);
 		return NULL;
 	}
 	header = (void *)s->record;
 	wire_header_tags(header);
 	WIRE_PUT(header, boottime_ns, bpf_ktime_get_boot_ns());
-	WIRE_PUT(header, cpu_sequence, sequence);
 	WIRE_PUT(header, cpu, bpf_get_smp_processor_id());
 	WIRE_PUT(header, flags, 0);
 	WIRE_PUT(header, type, type);
@@ -85,21 +131,21 @@ static __always_inline void flag(struct scratch *s, u32 bit)
 
 /*
  * Sends without a wakeup: user space drains on a timer. A wakeup per event costs many times what
- * the event costs.
+ * the event costs. A record that was begun and is released without this was never generated.
  */
 static __always_inline void submit(struct scratch *s, u8 type, u64 length)
 {
-	BARRIER(length);
-	if (length > RECORD_BYTES)
-		COUNT(lost_too_big[type]);
-	else if (bpf_ringbuf_output(&events, s->record, length, BPF_RB_NO_WAKEUP))
-		COUNT(lost_ring_full[type]);
-	release(s);
-}
+	struct counters *count = counters_of_cpu();
 
-static __always_inline void give_up(struct scratch *s, u8 type)
-{
-	COUNT(lost_too_big[type]);
+	BARRIER(length);
+	if (count) {
+		WIRE_PUT((struct wire_header *)s->record, cpu_sequence,
+			 count_generated(count, type));
+		if (length > RECORD_BYTES)
+			__sync_fetch_and_add(&count->lost_too_big[type], 1);
+		else if (bpf_ringbuf_output(&events, s->record, length, BPF_RB_NO_WAKEUP))
+			__sync_fetch_and_add(&count->lost_ring_full[type], 1);
+	}
 	release(s);
 }
 
@@ -121,5 +167,30 @@ struct short_field {
 	u8 tag;
 	u8 length[2];
 } __attribute__((packed));
+
+/* Tag of the body that an event of a type from THROTTLED on has: they have the same order. */
+#define BODY_NUMBER(type) ((u32)(type) + 9)
+#define BODY_TAG(type)                                        \
+	((u16)(((BODY_NUMBER(type) << 3 | 2) & 0x7f) | 0x80 | \
+	       (BODY_NUMBER(type) << 3 | 2) >> 7 << 8))
+_Static_assert(BODY_TAG(TOCSIN_EVENT_TYPE_THROTTLED) == TOCSIN_TAG_EVENT_THROTTLED, "first body");
+_Static_assert(BODY_TAG(TOCSIN_EVENT_TYPE_DNS_ANSWER) == TOCSIN_TAG_EVENT_DNS_ANSWER, "last body");
+
+/*
+ * Closes a body that was begun at `begin` with room for a long_field in front; `at` is its end.
+ * Returns the end of the record, past RECORD_BYTES where the body did not fit.
+ */
+static __always_inline u64 close_body(struct scratch *s, u64 begin, u64 at, u16 tag)
+{
+	struct long_field *body;
+
+	BARRIER(begin);
+	if (begin > 8192 || at > RECORD_BYTES)
+		return RECORD_BYTES + 1;
+	body = (void *)(s->record + begin);
+	body->tag = tag;
+	put_length(body->length, at - begin - sizeof(*body));
+	return at;
+}
 
 #endif

@@ -16,6 +16,7 @@ typedef __u16 u16;
 typedef __u32 u32;
 typedef __u64 u64;
 
+#define AF_UNIX            1
 #define AF_INET            2
 #define AF_INET6           10
 #define IPPROTO_TCP_NUMBER 6
@@ -133,6 +134,8 @@ struct inode {
 	kuid_t i_uid;
 	kgid_t i_gid;
 	u32 i_nlink;
+	u32 i_rdev;
+	long long i_size;
 	unsigned long i_ino;
 	struct super_block *i_sb;
 };
@@ -158,12 +161,15 @@ struct path {
 };
 
 struct file {
+	unsigned int f_mode;
+	unsigned int f_flags;
 	struct path f_path;
 	struct inode *f_inode;
 	void *private_data;
 };
 
 struct fs_struct {
+	struct path root;
 	struct path pwd;
 };
 
@@ -189,6 +195,7 @@ struct signal_struct {
 };
 
 struct thread_info {
+	unsigned long flags;
 	u32 status;
 };
 
@@ -274,11 +281,21 @@ struct socket {
 
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
-	unsigned long orig_ax;
+	unsigned long r10;
+	unsigned long r9;
+	unsigned long r8;
+	unsigned long bp;
 	unsigned long bx;
+	unsigned long cx;
+	unsigned long dx;
+	unsigned long si;
+	unsigned long di;
+	unsigned long orig_ax;
 };
 #elif defined(__TARGET_ARCH_arm64)
 struct pt_regs {
+	u64 regs[31];
+	u64 orig_x0;
 	int syscallno;
 };
 #endif

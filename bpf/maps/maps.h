@@ -3,6 +3,7 @@
 #ifndef TOCSIN_MAPS_H
 #define TOCSIN_MAPS_H
 
+#include "base/acts.h"
 #include "base/types.h"
 #include "wire/event.h"
 
@@ -16,7 +17,7 @@
 #define SCRATCH_SLOTS 3
 /* One more for the iterators, which sleep. */
 #define SEED_SLOT       SCRATCH_SLOTS
-#define EVENT_TYPES     8
+#define EVENT_TYPES     64
 #define MAX_PROCESSES   65536
 #define MAX_CONNECTIONS 65536
 #define MAX_LISTENERS   4096
@@ -57,14 +58,9 @@ struct connection {
 
 /* Never read or written: puts the wire structs into the object's BTF, which a test compares with
  * the schema. */
+#define WIRE_MEMBER(name) struct wire_##name name;
 struct wire_layout {
-	struct wire_header header;
-	struct wire_task task;
-	struct wire_image image;
-	struct wire_exec exec;
-	struct wire_fork fork;
-	struct wire_exit exit;
-	struct wire_tcp tcp;
+	TOCSIN_WIRE_STRUCTS(WIRE_MEMBER)
 };
 
 struct scratch {
@@ -86,9 +82,73 @@ struct counters {
 	u64 lost_ring_full[EVENT_TYPES];
 	u64 lost_scratch_busy[EVENT_TYPES];
 	u64 lost_too_big[EVENT_TYPES];
+	u64 throttled[EVENT_TYPES];
 	u64 images_missing;
 	u64 images_dropped;
 };
+
+/* Bits of settings.filters: which of the filters below are in use. */
+enum filter {
+	FILTER_UIDS = 1,
+	FILTER_COMMS = 2,
+	FILTER_CGROUPS = 4,
+	FILTER_PATHS = 8,
+};
+
+/* Written by user space at any time. All zero: nothing is told. */
+struct settings {
+	/* Bit n: events of type n are wanted. */
+	u64 wanted;
+	/* Bit n: events of type n by the agent's own processes are not wanted. */
+	u64 quiet_own;
+	/* The agent's first process: it and its children are the own ones. */
+	u32 own_pid;
+	u32 filters;
+	/* Events of a type in a second on one CPU; 0: as many as there are. */
+	u32 limit[EVENT_TYPES];
+	/* Bytes waiting in the ring above which a type is held back; 0: never. */
+	u32 ring_limit[EVENT_TYPES];
+};
+
+/* What has been let through in this second. */
+struct rate {
+	u64 second[EVENT_TYPES];
+	u32 count[EVENT_TYPES];
+};
+
+/* Whose events are not wanted; `kind` is one bit of enum filter. */
+struct excluded_key {
+	u32 kind;
+	u8 value[TASK_COMM_LEN];
+};
+
+/* A path's beginning, for a trie. */
+#define PREFIX_BYTES 128
+struct path_prefix {
+	u32 bits;
+	u8 bytes[PREFIX_BYTES];
+};
+
+/* Verdicts on paths and on names. */
+enum verdict {
+	/* Acts on such files are not told. */
+	VERDICT_IGNORE = 1,
+	/* Reads of such files are told. */
+	VERDICT_WATCH = 2,
+	/* Of a name: reads are told when the path's beginning says so too. */
+	VERDICT_ASK_PATH = 4,
+};
+
+/* The last part of a path, or of its directory. */
+#define WATCHED_NAME_BYTES 32
+struct watched_name {
+	u8 bytes[WATCHED_NAME_BYTES];
+};
+
+#define MAX_EXCLUDED      1024
+#define MAX_PATH_PREFIXES 1024
+#define MAX_WATCHED_NAMES 1024
+#define SYSCALL_NUMBERS   512
 
 /* Kept by user space beside the ring, so that the next sensor goes on where one was killed. */
 struct drained {
@@ -146,5 +206,58 @@ struct {
 	__type(key, u32);
 	__type(value, struct drained);
 } drained SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct settings);
+} settings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct rate);
+} rates SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_EXCLUDED);
+	__type(key, struct excluded_key);
+	__type(value, u8);
+} excluded SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PATH_PREFIXES);
+	__type(key, struct path_prefix);
+	__type(value, u8);
+} path_verdicts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_WATCHED_NAMES);
+	__type(key, struct watched_name);
+	__type(value, u8);
+} name_verdicts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SYSCALL_NUMBERS);
+	__type(key, u32);
+	__type(value, struct syscall_acts);
+} syscalls SEC(".maps");
+
+/* enum act -> the program that tells it; empty where nobody wants it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, ACTS);
+	__uint(key_size, sizeof(u32));
+	__uint(value_size, sizeof(u32));
+} acts SEC(".maps");
 
 #endif

@@ -88,14 +88,14 @@ int BPF_PROG(on_exec, struct task_struct *task, int caller_tid, struct linux_bin
 	image_begin = layout.begin;
 	BARRIER(image_begin);
 	if (image_begin > 4096 || at > RECORD_BYTES) {
-		give_up(s, TOCSIN_EVENT_TYPE_EXEC);
+		submit(s, TOCSIN_EVENT_TYPE_EXEC, RECORD_BYTES + 1);
 		return 0;
 	}
 	w = (void *)(s->record + image_begin);
 	WIRE_PUT(w, exec_boottime_ns, ((struct wire_header *)s->record)->boottime_ns);
 	at = append_argv(s, at, task, &layout, &argv_bytes);
 	if (at > RECORD_BYTES) {
-		give_up(s, TOCSIN_EVENT_TYPE_EXEC);
+		submit(s, TOCSIN_EVENT_TYPE_EXEC, RECORD_BYTES + 1);
 		return 0;
 	}
 	layout.end = at;
@@ -126,7 +126,7 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	at = append_actors(s, at, parent);
 	BARRIER(at);
 	if (at > RECORD_BYTES - 512) {
-		give_up(s, TOCSIN_EVENT_TYPE_FORK);
+		submit(s, TOCSIN_EVENT_TYPE_FORK, RECORD_BYTES + 1);
 		return 0;
 	}
 	body = (void *)(s->record + at);
@@ -167,7 +167,7 @@ int on_exit(unsigned long long *ctx)
 	at = append_actors(s, at, task);
 	BARRIER(at);
 	if (at > RECORD_BYTES - 512) {
-		give_up(s, TOCSIN_EVENT_TYPE_EXIT);
+		submit(s, TOCSIN_EVENT_TYPE_EXIT, RECORD_BYTES + 1);
 		return 0;
 	}
 	/* What wait(2) tells: the group's code, else the leader's. */

@@ -32,13 +32,13 @@ static __always_inline u64 append_tcp(struct scratch *s, u64 at, struct sock *sk
 	u32 remote = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
 	struct short_field *body;
 	u64 begin = at;
-	struct wire_tcp *w;
+	struct wire_connection *w;
 
 	BARRIER(at);
 	if (at > RECORD_BYTES - 512)
 		return RECORD_BYTES + 1;
 	w = (void *)(s->record + at + sizeof(*body));
-	wire_tcp_tags(w);
+	wire_connection_tags(w);
 	WIRE_PUT(w, direction, connection->direction);
 	WIRE_PUT(w, outcome, facts->outcome);
 	WIRE_PUT(w, protocol, IPPROTO_TCP_NUMBER);
@@ -55,8 +55,8 @@ static __always_inline u64 append_tcp(struct scratch *s, u64 at, struct sock *sk
 	}
 	WIRE_PUT(w, socket_cookie, BPF_CORE_READ(sk, __sk_common.skc_cookie.counter));
 	at += sizeof(*body) + sizeof(*w);
-	at = append_address(s, at, TOCSIN_TAG_TCPCONNECTION_SOURCE_IP, sk, ipv6, outbound);
-	at = append_address(s, at, TOCSIN_TAG_TCPCONNECTION_DESTINATION_IP, sk, ipv6, !outbound);
+	at = append_address(s, at, TOCSIN_TAG_CONNECTION_SOURCE_IP, sk, ipv6, outbound);
+	at = append_address(s, at, TOCSIN_TAG_CONNECTION_DESTINATION_IP, sk, ipv6, !outbound);
 	BARRIER(begin);
 	if (begin > RECORD_BYTES - 512)
 		return RECORD_BYTES + 1;
@@ -92,9 +92,7 @@ static __always_inline void begin_connect(struct sock *sk)
 	struct scratch *s = claim();
 
 	if (!s) {
-		COUNT(generated[TOCSIN_EVENT_TYPE_TCP_CONNECT]);
-		COUNT(lost_scratch_busy[TOCSIN_EVENT_TYPE_TCP_CONNECT]);
-		COUNT(sequence);
+		COUNT_LOST(TOCSIN_EVENT_TYPE_TCP_CONNECT, lost_scratch_busy);
 		return;
 	}
 	connection = new_connection(s, (void *)bpf_get_current_task(), TOCSIN_DIRECTION_OUTBOUND);
@@ -168,37 +166,6 @@ int BPF_PROG(on_tcp_state, struct sock *sk, int old_state, int state)
 	return 0;
 }
 
-#if defined(__TARGET_ARCH_x86)
-#define NR_ACCEPT            43
-#define NR_ACCEPT4           288
-#define NR_COMPAT_ACCEPT4    364
-#define NR_COMPAT_SOCKETCALL 102
-#define TS_COMPAT            2
-/* The number of accept and accept4, also as a 32-bit process calls them. */
-static __always_inline bool is_accept(struct pt_regs *regs)
-{
-	struct task_struct *task;
-	unsigned long number = regs->orig_ax;
-
-	if (number != NR_ACCEPT && number != NR_ACCEPT4 && number != NR_COMPAT_ACCEPT4 &&
-	    number != NR_COMPAT_SOCKETCALL)
-		return false;
-	task = (void *)bpf_get_current_task();
-	if (BPF_CORE_READ(task, thread_info.status) & TS_COMPAT)
-		return number == NR_COMPAT_ACCEPT4 || number == NR_COMPAT_SOCKETCALL;
-	return number == NR_ACCEPT || number == NR_ACCEPT4;
-}
-#elif defined(__TARGET_ARCH_arm64)
-#define NR_ACCEPT  202
-#define NR_ACCEPT4 242
-static __always_inline bool is_accept(struct pt_regs *regs)
-{
-	int number = regs->syscallno;
-
-	return number == NR_ACCEPT || number == NR_ACCEPT4;
-}
-#endif
-
 /* The socket behind a descriptor of the current task, NULL when it is none of TCP. */
 static __always_inline struct sock *tcp_of_fd(struct task_struct *task, u32 fd)
 {
@@ -220,7 +187,7 @@ static __always_inline struct sock *tcp_of_fd(struct task_struct *task, u32 fd)
 
 /* socketcall returns descriptors of other calls too: only a connection that nobody owns is new. */
 SEC("tp_btf/sys_exit")
-int BPF_PROG(on_accept, struct pt_regs *regs, long result)
+int act_accept(unsigned long long *ctx)
 {
 	struct tcp_facts facts = {.type = TOCSIN_EVENT_TYPE_TCP_ACCEPT,
 				  .outcome = TOCSIN_CONNECT_OUTCOME_ESTABLISHED};
@@ -230,10 +197,10 @@ int BPF_PROG(on_accept, struct pt_regs *regs, long result)
 	struct sock *sk;
 	u8 state;
 
-	if (!is_accept(regs) || result < 0)
+	if ((long)ctx[1] < 0)
 		return 0;
 	task = (void *)bpf_get_current_task();
-	sk = tcp_of_fd(task, result);
+	sk = tcp_of_fd(task, ctx[1]);
 	if (!sk || find_connection(sk))
 		return 0;
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
@@ -241,9 +208,7 @@ int BPF_PROG(on_accept, struct pt_regs *regs, long result)
 		return 0;
 	s = claim();
 	if (!s) {
-		COUNT(generated[TOCSIN_EVENT_TYPE_TCP_ACCEPT]);
-		COUNT(lost_scratch_busy[TOCSIN_EVENT_TYPE_TCP_ACCEPT]);
-		COUNT(sequence);
+		COUNT_LOST(TOCSIN_EVENT_TYPE_TCP_ACCEPT, lost_scratch_busy);
 		return 0;
 	}
 	connection = new_connection(s, task, TOCSIN_DIRECTION_INBOUND);

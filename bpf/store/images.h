@@ -72,6 +72,31 @@ static __always_inline u64 append_process(struct scratch *s, u64 at, u8 tag, u32
 	return at;
 }
 
+/* The same for a task that came from a read. */
+static __always_inline u64 append_probed(struct scratch *s, u64 at, u8 tag, u32 missing,
+					 struct task_struct *task)
+{
+	u64 begin = at, length;
+
+	BARRIER(at);
+	if (at > RECORD_BYTES - IMAGE_BYTES - 512)
+		return RECORD_BYTES + 1;
+	length = fill_task_probed(s->record + at + sizeof(struct short_field), task);
+	at += sizeof(struct short_field) + length;
+	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
+		missing = 0;
+	at = append_image(s, at,
+			  find_image(BPF_CORE_READ(task, tgid),
+				     BPF_CORE_READ(task, group_leader, start_boottime)),
+			  missing);
+	BARRIER(begin);
+	if (begin > 16384)
+		return RECORD_BYTES + 1;
+	s->record[begin] = tag;
+	put_length(s->record + begin + 1, at - begin - sizeof(struct short_field));
+	return at;
+}
+
 /* The same from bytes that were kept. */
 static __always_inline u64 append_kept(struct scratch *s, u64 at, u8 tag, u32 missing,
 				       struct task_bytes *kept)
@@ -102,6 +127,20 @@ static __always_inline u64 append_actors(struct scratch *s, u64 at, struct task_
 	return append_process(s, at, TOCSIN_TAG_EVENT_PARENT,
 			      TOCSIN_EVENT_FLAG_PARENT_IMAGE_MISSING,
 			      task->real_parent->group_leader);
+}
+
+/* The same for the task that runs now. */
+static __always_inline u64 append_current(struct scratch *s, u64 at)
+{
+	struct task_struct *task;
+
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf))
+		return append_actors(s, at, bpf_get_current_task_btf());
+	task = (void *)bpf_get_current_task();
+	at = append_probed(s, at, TOCSIN_TAG_EVENT_PROCESS, TOCSIN_EVENT_FLAG_PROCESS_IMAGE_MISSING,
+			   task);
+	return append_probed(s, at, TOCSIN_TAG_EVENT_PARENT, TOCSIN_EVENT_FLAG_PARENT_IMAGE_MISSING,
+			     BPF_CORE_READ(task, real_parent, group_leader));
 }
 
 /* Appends inode, device, exe and cwd of `task` as they are now. */

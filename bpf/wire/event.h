@@ -22,12 +22,80 @@ enum tocsin_event_type {
 	TOCSIN_EVENT_TYPE_TCP_ACCEPT = 5,
 	TOCSIN_EVENT_TYPE_TCP_CLOSE = 6,
 	TOCSIN_EVENT_TYPE_LOSS = 7,
+	TOCSIN_EVENT_TYPE_THROTTLED = 8,
+	TOCSIN_EVENT_TYPE_CREDENTIALS = 9,
+	TOCSIN_EVENT_TYPE_PTRACE = 10,
+	TOCSIN_EVENT_TYPE_PROCESS_WRITE = 11,
+	TOCSIN_EVENT_TYPE_PRCTL = 12,
+	TOCSIN_EVENT_TYPE_SIGNAL = 13,
+	TOCSIN_EVENT_TYPE_NAMESPACE = 14,
+	TOCSIN_EVENT_TYPE_MOUNT = 15,
+	TOCSIN_EVENT_TYPE_UMOUNT = 16,
+	TOCSIN_EVENT_TYPE_PIVOT_ROOT = 17,
+	TOCSIN_EVENT_TYPE_CHROOT = 18,
+	TOCSIN_EVENT_TYPE_FILE_WRITE = 19,
+	TOCSIN_EVENT_TYPE_FILE_CREATE = 20,
+	TOCSIN_EVENT_TYPE_FILE_READ = 21,
+	TOCSIN_EVENT_TYPE_FILE_DELETE = 22,
+	TOCSIN_EVENT_TYPE_FILE_RENAME = 23,
+	TOCSIN_EVENT_TYPE_FILE_LINK = 24,
+	TOCSIN_EVENT_TYPE_FILE_SYMLINK = 25,
+	TOCSIN_EVENT_TYPE_FILE_CHMOD = 26,
+	TOCSIN_EVENT_TYPE_FILE_CHOWN = 27,
+	TOCSIN_EVENT_TYPE_FILE_XATTR = 28,
+	TOCSIN_EVENT_TYPE_FILE_TRUNCATE = 29,
+	TOCSIN_EVENT_TYPE_FILE_TIMES = 30,
+	TOCSIN_EVENT_TYPE_DIRECTORY_CREATE = 31,
+	TOCSIN_EVENT_TYPE_MEMFD_CREATE = 32,
+	TOCSIN_EVENT_TYPE_MEMORY_EXECUTABLE = 33,
+	TOCSIN_EVENT_TYPE_MODULE_LOAD = 34,
+	TOCSIN_EVENT_TYPE_MODULE_UNLOAD = 35,
+	TOCSIN_EVENT_TYPE_BPF = 36,
+	TOCSIN_EVENT_TYPE_KEXEC = 37,
+	TOCSIN_EVENT_TYPE_PERF_EVENT_OPEN = 38,
+	TOCSIN_EVENT_TYPE_IO_PORTS = 39,
+	TOCSIN_EVENT_TYPE_SOCKET_LISTEN = 40,
+	TOCSIN_EVENT_TYPE_SOCKET_BIND = 41,
+	TOCSIN_EVENT_TYPE_RAW_SOCKET = 42,
+	TOCSIN_EVENT_TYPE_UNIX_CONNECT = 43,
+	TOCSIN_EVENT_TYPE_UDP_FLOW = 44,
+	TOCSIN_EVENT_TYPE_DNS_QUERY = 45,
+	TOCSIN_EVENT_TYPE_DNS_ANSWER = 46,
 };
 
 enum tocsin_event_flag {
 	TOCSIN_EVENT_FLAG_UNSPECIFIED = 0,
 	TOCSIN_EVENT_FLAG_PROCESS_IMAGE_MISSING = 1,
 	TOCSIN_EVENT_FLAG_PARENT_IMAGE_MISSING = 2,
+	TOCSIN_EVENT_FLAG_IO_URING = 4,
+	TOCSIN_EVENT_FLAG_OUTCOME_UNKNOWN = 8,
+	TOCSIN_EVENT_FLAG_TARGET_IMAGE_MISSING = 16,
+};
+
+enum tocsin_exec_flag {
+	TOCSIN_EXEC_FLAG_UNSPECIFIED = 0,
+	TOCSIN_EXEC_FLAG_SCRIPT = 1,
+	TOCSIN_EXEC_FLAG_DELETED = 2,
+	TOCSIN_EXEC_FLAG_MEMFD = 4,
+	TOCSIN_EXEC_FLAG_SETUID = 8,
+	TOCSIN_EXEC_FLAG_SETGID = 16,
+	TOCSIN_EXEC_FLAG_SECURE = 32,
+};
+
+enum tocsin_path_flag {
+	TOCSIN_PATH_FLAG_UNSPECIFIED = 0,
+	TOCSIN_PATH_FLAG_PATH_TRUNCATED = 1,
+	TOCSIN_PATH_FLAG_PATH_AS_GIVEN = 2,
+	TOCSIN_PATH_FLAG_PATH_UNREADABLE = 4,
+	TOCSIN_PATH_FLAG_SOURCE_TRUNCATED = 8,
+	TOCSIN_PATH_FLAG_SOURCE_AS_GIVEN = 16,
+	TOCSIN_PATH_FLAG_SOURCE_UNREADABLE = 32,
+};
+
+enum tocsin_credentials_cause {
+	TOCSIN_CREDENTIALS_CAUSE_UNSPECIFIED = 0,
+	TOCSIN_CREDENTIALS_CAUSE_SYSCALL = 1,
+	TOCSIN_CREDENTIALS_CAUSE_UNEXPLAINED = 2,
 };
 
 enum tocsin_image_flag {
@@ -62,6 +130,7 @@ enum tocsin_loss_reason {
 	TOCSIN_LOSS_REASON_SUBSCRIBER_BACKLOG = 6,
 	TOCSIN_LOSS_REASON_SENSOR_RESTART = 7,
 	TOCSIN_LOSS_REASON_MALFORMED = 8,
+	TOCSIN_LOSS_REASON_THROTTLED = 9,
 };
 
 #define TOCSIN_TAG_PROCESS_COMM 0x7a
@@ -72,6 +141,10 @@ enum tocsin_loss_reason {
 #define TOCSIN_MAX_PROCESS_CWD 4095
 #define TOCSIN_TAG_PROCESS_ARGV 0x192
 #define TOCSIN_MAX_PROCESS_ARGV 4096
+#define TOCSIN_TAG_PROCESS_ANCESTORS 0x1fa
+#define TOCSIN_MAX_PROCESS_ANCESTORS 384
+#define TOCSIN_TAG_PROCESS_CGROUP_NAME 0x282
+#define TOCSIN_MAX_PROCESS_CGROUP_NAME 127
 
 struct wire_task {
 	__u8 pid_tag;
@@ -167,6 +240,8 @@ static __attribute__((always_inline)) inline void wire_image_tags(struct wire_im
 
 #define TOCSIN_TAG_EXEC_FILENAME 0x4a
 #define TOCSIN_MAX_EXEC_FILENAME 255
+#define TOCSIN_TAG_EXEC_INTERPRETER 0x72
+#define TOCSIN_MAX_EXEC_INTERPRETER 255
 
 struct wire_exec {
 	__u8 caller_tid_tag;
@@ -185,6 +260,14 @@ struct wire_exec {
 	__u32 envc;
 	__u8 argv_bytes_tag;
 	__u32 argv_bytes;
+	__u8 exec_flags_tag;
+	__u32 exec_flags;
+	__u8 previous_euid_tag;
+	__u32 previous_euid;
+	__u8 previous_egid_tag;
+	__u32 previous_egid;
+	__u8 previous_cap_permitted_tag;
+	__u64 previous_cap_permitted;
 } __attribute__((packed));
 
 static __attribute__((always_inline)) inline void wire_exec_tags(struct wire_exec *w)
@@ -197,6 +280,10 @@ static __attribute__((always_inline)) inline void wire_exec_tags(struct wire_exe
 	WIRE_PUT(w, argc_tag, 0x35);
 	WIRE_PUT(w, envc_tag, 0x3d);
 	WIRE_PUT(w, argv_bytes_tag, 0x45);
+	WIRE_PUT(w, exec_flags_tag, 0x55);
+	WIRE_PUT(w, previous_euid_tag, 0x5d);
+	WIRE_PUT(w, previous_egid_tag, 0x65);
+	WIRE_PUT(w, previous_cap_permitted_tag, 0x69);
 }
 
 
@@ -205,12 +292,15 @@ struct wire_fork {
 	__u32 child_pid;
 	__u8 child_start_boottime_ns_tag;
 	__u64 child_start_boottime_ns;
+	__u8 clone_flags_tag;
+	__u64 clone_flags;
 } __attribute__((packed));
 
 static __attribute__((always_inline)) inline void wire_fork_tags(struct wire_fork *w)
 {
 	WIRE_PUT(w, child_pid_tag, 0xd);
 	WIRE_PUT(w, child_start_boottime_ns_tag, 0x11);
+	WIRE_PUT(w, clone_flags_tag, 0x19);
 }
 
 
@@ -233,12 +323,12 @@ static __attribute__((always_inline)) inline void wire_exit_tags(struct wire_exi
 	WIRE_PUT(w, run_time_ns_tag, 0x21);
 }
 
-#define TOCSIN_TAG_TCPCONNECTION_SOURCE_IP 0x5a
-#define TOCSIN_MAX_TCPCONNECTION_SOURCE_IP 16
-#define TOCSIN_TAG_TCPCONNECTION_DESTINATION_IP 0x62
-#define TOCSIN_MAX_TCPCONNECTION_DESTINATION_IP 16
+#define TOCSIN_TAG_CONNECTION_SOURCE_IP 0x5a
+#define TOCSIN_MAX_CONNECTION_SOURCE_IP 16
+#define TOCSIN_TAG_CONNECTION_DESTINATION_IP 0x62
+#define TOCSIN_MAX_CONNECTION_DESTINATION_IP 16
 
-struct wire_tcp {
+struct wire_connection {
 	__u8 direction_tag;
 	__u8 direction;
 	__u8 outcome_tag;
@@ -261,7 +351,7 @@ struct wire_tcp {
 	__u64 socket_cookie;
 } __attribute__((packed));
 
-static __attribute__((always_inline)) inline void wire_tcp_tags(struct wire_tcp *w)
+static __attribute__((always_inline)) inline void wire_connection_tags(struct wire_connection *w)
 {
 	WIRE_PUT(w, direction_tag, 0x8);
 	WIRE_PUT(w, outcome_tag, 0x10);
@@ -275,6 +365,391 @@ static __attribute__((always_inline)) inline void wire_tcp_tags(struct wire_tcp 
 	WIRE_PUT(w, socket_cookie_tag, 0x51);
 }
 
+
+struct wire_credentials {
+	__u8 cause_tag;
+	__u8 cause;
+	__u8 error_tag;
+	__u32 error;
+	__u8 syscall_tag;
+	__u32 syscall;
+	__u8 previous_uid_tag;
+	__u32 previous_uid;
+	__u8 previous_euid_tag;
+	__u32 previous_euid;
+	__u8 previous_suid_tag;
+	__u32 previous_suid;
+	__u8 previous_gid_tag;
+	__u32 previous_gid;
+	__u8 previous_egid_tag;
+	__u32 previous_egid;
+	__u8 previous_sgid_tag;
+	__u32 previous_sgid;
+	__u8 previous_cap_effective_tag;
+	__u64 previous_cap_effective;
+	__u8 previous_cap_permitted_tag;
+	__u64 previous_cap_permitted;
+} __attribute__((packed));
+
+static __attribute__((always_inline)) inline void wire_credentials_tags(struct wire_credentials *w)
+{
+	WIRE_PUT(w, cause_tag, 0x8);
+	WIRE_PUT(w, error_tag, 0x15);
+	WIRE_PUT(w, syscall_tag, 0x1d);
+	WIRE_PUT(w, previous_uid_tag, 0x25);
+	WIRE_PUT(w, previous_euid_tag, 0x2d);
+	WIRE_PUT(w, previous_suid_tag, 0x35);
+	WIRE_PUT(w, previous_gid_tag, 0x3d);
+	WIRE_PUT(w, previous_egid_tag, 0x45);
+	WIRE_PUT(w, previous_sgid_tag, 0x4d);
+	WIRE_PUT(w, previous_cap_effective_tag, 0x51);
+	WIRE_PUT(w, previous_cap_permitted_tag, 0x59);
+}
+
+
+struct wire_access {
+	__u8 error_tag;
+	__u32 error;
+	__u8 request_tag;
+	__u32 request;
+	__u8 signal_tag;
+	__u32 signal;
+	__u8 bytes_tag;
+	__u64 bytes;
+	__u8 address_tag;
+	__u64 address;
+} __attribute__((packed));
+
+static __attribute__((always_inline)) inline void wire_access_tags(struct wire_access *w)
+{
+	WIRE_PUT(w, error_tag, 0xd);
+	WIRE_PUT(w, request_tag, 0x15);
+	WIRE_PUT(w, signal_tag, 0x1d);
+	WIRE_PUT(w, bytes_tag, 0x21);
+	WIRE_PUT(w, address_tag, 0x29);
+}
+
+#define TOCSIN_TAG_PRCTL_NAME 0x22
+#define TOCSIN_MAX_PRCTL_NAME 15
+
+struct wire_prctl {
+	__u8 error_tag;
+	__u32 error;
+	__u8 option_tag;
+	__u32 option;
+	__u8 argument_tag;
+	__u64 argument;
+} __attribute__((packed));
+
+static __attribute__((always_inline)) inline void wire_prctl_tags(struct wire_prctl *w)
+{
+	WIRE_PUT(w, error_tag, 0xd);
+	WIRE_PUT(w, option_tag, 0x15);
+	WIRE_PUT(w, argument_tag, 0x19);
+}
+
+
+struct wire_namespace {
+	__u8 error_tag;
+	__u32 error;
+	__u8 entered_tag;
+	__u32 entered;
+	__u8 clone_flags_tag;
+	__u32 clone_flags;
+} __attribute__((packed));
+
+static __attribute__((always_inline)) inline void wire_namespace_tags(struct wire_namespace *w)
+{
+	WIRE_PUT(w, error_tag, 0xd);
+	WIRE_PUT(w, entered_tag, 0x15);
+	WIRE_PUT(w, clone_flags_tag, 0x1d);
+}
+
+#define TOCSIN_TAG_MOUNT_FILESYSTEM 0x22
+#define TOCSIN_MAX_MOUNT_FILESYSTEM 63
+#define TOCSIN_TAG_MOUNT_PATH 0x182
+#define TOCSIN_MAX_MOUNT_PATH 4095
+#define TOCSIN_TAG_MOUNT_SOURCE 0x18a
+#define TOCSIN_MAX_MOUNT_SOURCE 4095
+
+struct wire_mount {
+	__u8 error_tag;
+	__u32 error;
+	__u8 flags_tag;
+	__u64 flags;
+	__u8 path_flags_tag;
+	__u32 path_flags;
+} __attribute__((packed));
+
+static __attribute__((always_inline)) inline void wire_mount_tags(struct wire_mount *w)
+{
+	WIRE_PUT(w, error_tag, 0xd);
+	WIRE_PUT(w, flags_tag, 0x11);
+	WIRE_PUT(w, path_flags_tag, 0x1d);
+}
+
+#define TOCSIN_TAG_FILE_ATTRIBUTE 0x52
+#define TOCSIN_MAX_FILE_ATTRIBUTE 255
+#define TOCSIN_TAG_FILE_PATH 0x182
+#define TOCSIN_MAX_FILE_PATH 4095
+#define TOCSIN_TAG_FILE_SOURCE 0x18a
+#define TOCSIN_MAX_FILE_SOURCE 4095
+
+struct wire_file {
+	__u8 error_tag;
+	__u32 error;
+	__u8 open_flags_tag;
+	__u32 open_flags;
+	__u8 mode_tag;
+	__u32 mode;
+	__u8 inode_tag;
+	__u64 inode;
+	__u8 dev_tag;
+	__u32 dev;
+	__u8 uid_tag;
+	__u32 uid;
+	__u8 gid_tag;
+	__u32 gid;
+	__u8 size_tag;
+	__u64 size;
+	__u8 path_flags_tag;
+	__u32 path_flags;
+} __attribute__((packed));
+
+static __attribute__((always_inline)) inline void wire_file_tags(struct wire_file *w)
+{
+	WIRE_PUT(w, error_tag, 0xd);
+	WIRE_PUT(w, open_flags_tag, 0x15);
+	WIRE_PUT(w, mode_tag, 0x1d);
+	WIRE_PUT(w, inode_tag, 0x21);
+	WIRE_PUT(w, dev_tag, 0x2d);
+	WIRE_PUT(w, uid_tag, 0x35);
+	WIRE_PUT(w, gid_tag, 0x3d);
+	WIRE_PUT(w, size_tag, 0x41);
+	WIRE_PUT(w, path_flags_tag, 0x4d);
+}
+
+#define TOCSIN_TAG_MEMORY_NAME 0x3a
+#define TOCSIN_MAX_MEMORY_NAME 249
+
+struct wire_memory {
+	__u8 error_tag;
+	__u32 error;
+	__u8 address_tag;
+	__u64 address;
+	__u8 length_tag;
+	__u64 length;
+	__u8 protection_tag;
+	__u32 protection;
+	__u8 flags_tag;
+	__u32 flags;
+	__u8 inode_tag;
+	__u64 inode;
+} __attribute__((packed));
+
+static __attribute__((always_inline)) inline void wire_memory_tags(struct wire_memory *w)
+{
+	WIRE_PUT(w, error_tag, 0xd);
+	WIRE_PUT(w, address_tag, 0x11);
+	WIRE_PUT(w, length_tag, 0x19);
+	WIRE_PUT(w, protection_tag, 0x25);
+	WIRE_PUT(w, flags_tag, 0x2d);
+	WIRE_PUT(w, inode_tag, 0x31);
+}
+
+#define TOCSIN_TAG_MODULE_NAME 0x1a
+#define TOCSIN_MAX_MODULE_NAME 55
+
+struct wire_module {
+	__u8 error_tag;
+	__u32 error;
+	__u8 taints_tag;
+	__u64 taints;
+} __attribute__((packed));
+
+static __attribute__((always_inline)) inline void wire_module_tags(struct wire_module *w)
+{
+	WIRE_PUT(w, error_tag, 0xd);
+	WIRE_PUT(w, taints_tag, 0x11);
+}
+
+#define TOCSIN_TAG_BPF_NAME 0x32
+#define TOCSIN_MAX_BPF_NAME 15
+
+struct wire_bpf {
+	__u8 error_tag;
+	__u32 error;
+	__u8 command_tag;
+	__u32 command;
+	__u8 object_type_tag;
+	__u32 object_type;
+	__u8 attach_type_tag;
+	__u32 attach_type;
+	__u8 object_id_tag;
+	__u32 object_id;
+} __attribute__((packed));
+
+static __attribute__((always_inline)) inline void wire_bpf_tags(struct wire_bpf *w)
+{
+	WIRE_PUT(w, error_tag, 0xd);
+	WIRE_PUT(w, command_tag, 0x15);
+	WIRE_PUT(w, object_type_tag, 0x1d);
+	WIRE_PUT(w, attach_type_tag, 0x25);
+	WIRE_PUT(w, object_id_tag, 0x2d);
+}
+
+#define TOCSIN_TAG_KEXEC_PATH 0x182
+#define TOCSIN_MAX_KEXEC_PATH 4095
+
+struct wire_kexec {
+	__u8 error_tag;
+	__u32 error;
+	__u8 flags_tag;
+	__u64 flags;
+	__u8 path_flags_tag;
+	__u32 path_flags;
+} __attribute__((packed));
+
+static __attribute__((always_inline)) inline void wire_kexec_tags(struct wire_kexec *w)
+{
+	WIRE_PUT(w, error_tag, 0xd);
+	WIRE_PUT(w, flags_tag, 0x11);
+	WIRE_PUT(w, path_flags_tag, 0x1d);
+}
+
+
+struct wire_perf {
+	__u8 error_tag;
+	__u32 error;
+	__u8 event_type_tag;
+	__u32 event_type;
+	__u8 config_tag;
+	__u64 config;
+	__u8 target_pid_tag;
+	__u32 target_pid;
+	__u8 target_cpu_tag;
+	__u32 target_cpu;
+} __attribute__((packed));
+
+static __attribute__((always_inline)) inline void wire_perf_tags(struct wire_perf *w)
+{
+	WIRE_PUT(w, error_tag, 0xd);
+	WIRE_PUT(w, event_type_tag, 0x15);
+	WIRE_PUT(w, config_tag, 0x19);
+	WIRE_PUT(w, target_pid_tag, 0x25);
+	WIRE_PUT(w, target_cpu_tag, 0x2d);
+}
+
+
+struct wire_io_ports {
+	__u8 error_tag;
+	__u32 error;
+	__u8 level_tag;
+	__u32 level;
+	__u8 first_tag;
+	__u64 first;
+	__u8 count_tag;
+	__u64 count;
+	__u8 granted_tag;
+	__u32 granted;
+} __attribute__((packed));
+
+static __attribute__((always_inline)) inline void wire_io_ports_tags(struct wire_io_ports *w)
+{
+	WIRE_PUT(w, error_tag, 0xd);
+	WIRE_PUT(w, level_tag, 0x15);
+	WIRE_PUT(w, first_tag, 0x19);
+	WIRE_PUT(w, count_tag, 0x21);
+	WIRE_PUT(w, granted_tag, 0x2d);
+}
+
+#define TOCSIN_TAG_SOCKET_ADDRESS 0x4a
+#define TOCSIN_MAX_SOCKET_ADDRESS 16
+#define TOCSIN_TAG_SOCKET_PATH 0x52
+#define TOCSIN_MAX_SOCKET_PATH 108
+
+struct wire_socket {
+	__u8 error_tag;
+	__u32 error;
+	__u8 family_tag;
+	__u32 family;
+	__u8 socket_type_tag;
+	__u32 socket_type;
+	__u8 protocol_tag;
+	__u32 protocol;
+	__u8 port_tag;
+	__u32 port;
+	__u8 backlog_tag;
+	__u32 backlog;
+	__u8 socket_cookie_tag;
+	__u64 socket_cookie;
+	__u8 peer_pid_tag;
+	__u32 peer_pid;
+} __attribute__((packed));
+
+static __attribute__((always_inline)) inline void wire_socket_tags(struct wire_socket *w)
+{
+	WIRE_PUT(w, error_tag, 0xd);
+	WIRE_PUT(w, family_tag, 0x15);
+	WIRE_PUT(w, socket_type_tag, 0x1d);
+	WIRE_PUT(w, protocol_tag, 0x25);
+	WIRE_PUT(w, port_tag, 0x2d);
+	WIRE_PUT(w, backlog_tag, 0x35);
+	WIRE_PUT(w, socket_cookie_tag, 0x39);
+	WIRE_PUT(w, peer_pid_tag, 0x45);
+}
+
+#define TOCSIN_TAG_DNS_CLIENT_IP 0x62
+#define TOCSIN_MAX_DNS_CLIENT_IP 16
+#define TOCSIN_TAG_DNS_SERVER_IP 0x6a
+#define TOCSIN_MAX_DNS_SERVER_IP 16
+#define TOCSIN_TAG_DNS_NAME 0x72
+#define TOCSIN_MAX_DNS_NAME 255
+#define TOCSIN_TAG_DNS_ADDRESSES 0x7a
+#define TOCSIN_MAX_DNS_ADDRESSES 272
+#define TOCSIN_TAG_DNS_MESSAGE 0x182
+#define TOCSIN_MAX_DNS_MESSAGE 1232
+
+struct wire_dns {
+	__u8 protocol_tag;
+	__u32 protocol;
+	__u8 id_tag;
+	__u32 id;
+	__u8 flags_tag;
+	__u32 flags;
+	__u8 response_code_tag;
+	__u32 response_code;
+	__u8 question_type_tag;
+	__u32 question_type;
+	__u8 question_class_tag;
+	__u32 question_class;
+	__u8 answers_tag;
+	__u32 answers;
+	__u8 client_port_tag;
+	__u32 client_port;
+	__u8 server_port_tag;
+	__u32 server_port;
+	__u8 message_bytes_tag;
+	__u32 message_bytes;
+	__u8 socket_cookie_tag;
+	__u64 socket_cookie;
+} __attribute__((packed));
+
+static __attribute__((always_inline)) inline void wire_dns_tags(struct wire_dns *w)
+{
+	WIRE_PUT(w, protocol_tag, 0xd);
+	WIRE_PUT(w, id_tag, 0x15);
+	WIRE_PUT(w, flags_tag, 0x1d);
+	WIRE_PUT(w, response_code_tag, 0x25);
+	WIRE_PUT(w, question_type_tag, 0x2d);
+	WIRE_PUT(w, question_class_tag, 0x35);
+	WIRE_PUT(w, answers_tag, 0x3d);
+	WIRE_PUT(w, client_port_tag, 0x45);
+	WIRE_PUT(w, server_port_tag, 0x4d);
+	WIRE_PUT(w, message_bytes_tag, 0x55);
+	WIRE_PUT(w, socket_cookie_tag, 0x59);
+}
+
 #define TOCSIN_TAG_EVENT_PROCESS 0x32
 #define TOCSIN_TAG_EVENT_PARENT 0x3a
 #define TOCSIN_TAG_EVENT_EXEC 0x42
@@ -284,6 +759,46 @@ static __attribute__((always_inline)) inline void wire_tcp_tags(struct wire_tcp 
 #define TOCSIN_TAG_EVENT_TCP_ACCEPT 0x62
 #define TOCSIN_TAG_EVENT_TCP_CLOSE 0x6a
 #define TOCSIN_TAG_EVENT_LOSS 0x72
+#define TOCSIN_TAG_EVENT_TARGET 0x182
+#define TOCSIN_TAG_EVENT_THROTTLED 0x18a
+#define TOCSIN_TAG_EVENT_CREDENTIALS 0x192
+#define TOCSIN_TAG_EVENT_PTRACE 0x19a
+#define TOCSIN_TAG_EVENT_PROCESS_WRITE 0x1a2
+#define TOCSIN_TAG_EVENT_PRCTL 0x1aa
+#define TOCSIN_TAG_EVENT_SIGNAL 0x1b2
+#define TOCSIN_TAG_EVENT_NAMESPACE 0x1ba
+#define TOCSIN_TAG_EVENT_MOUNT 0x1c2
+#define TOCSIN_TAG_EVENT_UMOUNT 0x1ca
+#define TOCSIN_TAG_EVENT_PIVOT_ROOT 0x1d2
+#define TOCSIN_TAG_EVENT_CHROOT 0x1da
+#define TOCSIN_TAG_EVENT_FILE_WRITE 0x1e2
+#define TOCSIN_TAG_EVENT_FILE_CREATE 0x1ea
+#define TOCSIN_TAG_EVENT_FILE_READ 0x1f2
+#define TOCSIN_TAG_EVENT_FILE_DELETE 0x1fa
+#define TOCSIN_TAG_EVENT_FILE_RENAME 0x282
+#define TOCSIN_TAG_EVENT_FILE_LINK 0x28a
+#define TOCSIN_TAG_EVENT_FILE_SYMLINK 0x292
+#define TOCSIN_TAG_EVENT_FILE_CHMOD 0x29a
+#define TOCSIN_TAG_EVENT_FILE_CHOWN 0x2a2
+#define TOCSIN_TAG_EVENT_FILE_XATTR 0x2aa
+#define TOCSIN_TAG_EVENT_FILE_TRUNCATE 0x2b2
+#define TOCSIN_TAG_EVENT_FILE_TIMES 0x2ba
+#define TOCSIN_TAG_EVENT_DIRECTORY_CREATE 0x2c2
+#define TOCSIN_TAG_EVENT_MEMFD_CREATE 0x2ca
+#define TOCSIN_TAG_EVENT_MEMORY_EXECUTABLE 0x2d2
+#define TOCSIN_TAG_EVENT_MODULE_LOAD 0x2da
+#define TOCSIN_TAG_EVENT_MODULE_UNLOAD 0x2e2
+#define TOCSIN_TAG_EVENT_BPF 0x2ea
+#define TOCSIN_TAG_EVENT_KEXEC 0x2f2
+#define TOCSIN_TAG_EVENT_PERF_EVENT_OPEN 0x2fa
+#define TOCSIN_TAG_EVENT_IO_PORTS 0x382
+#define TOCSIN_TAG_EVENT_SOCKET_LISTEN 0x38a
+#define TOCSIN_TAG_EVENT_SOCKET_BIND 0x392
+#define TOCSIN_TAG_EVENT_RAW_SOCKET 0x39a
+#define TOCSIN_TAG_EVENT_UNIX_CONNECT 0x3a2
+#define TOCSIN_TAG_EVENT_UDP_FLOW 0x3aa
+#define TOCSIN_TAG_EVENT_DNS_QUERY 0x3b2
+#define TOCSIN_TAG_EVENT_DNS_ANSWER 0x3ba
 
 struct wire_header {
 	__u8 boottime_ns_tag;
@@ -306,5 +821,29 @@ static __attribute__((always_inline)) inline void wire_header_tags(struct wire_h
 	WIRE_PUT(w, flags_tag, 0x25);
 	WIRE_PUT(w, type_tag, 0x28);
 }
+
+/* EACH(name) for every struct. */
+#define TOCSIN_WIRE_STRUCTS(EACH) \
+	EACH(access) \
+	EACH(bpf) \
+	EACH(connection) \
+	EACH(credentials) \
+	EACH(dns) \
+	EACH(exec) \
+	EACH(exit) \
+	EACH(file) \
+	EACH(fork) \
+	EACH(header) \
+	EACH(image) \
+	EACH(io_ports) \
+	EACH(kexec) \
+	EACH(memory) \
+	EACH(module) \
+	EACH(mount) \
+	EACH(namespace) \
+	EACH(perf) \
+	EACH(prctl) \
+	EACH(socket) \
+	EACH(task)
 
 #endif

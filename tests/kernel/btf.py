@@ -27,22 +27,44 @@ def section(path: Path, name: bytes) -> bytes:
     raise AssertionError(f"{path} has no section {name!r}")
 
 
+class Btf:
+    """The types of an object: name, kind, count, size or type, and where their tail begins."""
+
+    def __init__(self, path: Path) -> None:
+        self.raw = section(path, b".BTF")
+        head_bytes, types_at, types_bytes, strings_at = struct.unpack_from("<IIII", self.raw, 4)
+        at, end = head_bytes + types_at, head_bytes + types_at + types_bytes
+        self._strings = head_bytes + strings_at
+        self.types: list[tuple[str, int, int, int, int]] = [("void", 0, 0, 0, 0)]
+        while at < end:
+            name, info, size = struct.unpack_from("<III", self.raw, at)
+            kind, count = info >> 24 & 31, info & 0xFFFF
+            self.types.append((self.text(name), kind, count, size, at + 12))
+            at += 12 + _TAIL_BYTES.get(kind, 0) + count * _TAIL_BYTES_EACH.get(kind, 0)
+
+    def text(self, offset: int) -> str:
+        """A string of the string section."""
+        begin = self._strings + offset
+        return self.raw[begin : self.raw.index(b"\0", begin)].decode()
+
+
+def enums(path: Path) -> dict[str, dict[str, int]]:
+    """Values by name of each enum of the object that has a name."""
+    btf = Btf(path)
+    return {
+        name: {
+            btf.text(text): value
+            for text, value in (struct.unpack_from("<II", btf.raw, tail + 8 * number) for number in range(count))
+        }
+        for name, kind, count, _, tail in btf.types
+        if kind == ENUM and name
+    }
+
+
 def structs(path: Path) -> dict[str, tuple[int, Members]]:
     """Size and members of each struct of the object."""
-    raw = section(path, b".BTF")
-    head_bytes, types_at, types_bytes, strings_at = struct.unpack_from("<IIII", raw, 4)
-    at, end = head_bytes + types_at, head_bytes + types_at + types_bytes
-
-    def text(offset: int) -> str:
-        begin = head_bytes + strings_at + offset
-        return raw[begin : raw.index(b"\0", begin)].decode()
-
-    types: list[tuple[str, int, int, int, int]] = [("void", 0, 0, 0, 0)]
-    while at < end:
-        name, info, size = struct.unpack_from("<III", raw, at)
-        kind, count = info >> 24 & 31, info & 0xFFFF
-        types.append((text(name), kind, count, size, at + 12))
-        at += 12 + _TAIL_BYTES.get(kind, 0) + count * _TAIL_BYTES_EACH.get(kind, 0)
+    btf = Btf(path)
+    raw, types, text = btf.raw, btf.types, btf.text
 
     def size_of(number: int) -> int:
         _, kind, _, size, tail = types[number]

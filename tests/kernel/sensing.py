@@ -106,9 +106,9 @@ class Sensor:
         self.source.close()
 
 
-def connection(event: event_pb2.Event) -> event_pb2.TcpConnection:
+def connection(event: event_pb2.Event) -> event_pb2.Connection:
     """The body of a TCP event."""
     body = event.WhichOneof("body")
     assert body in ("tcp_connect", "tcp_accept", "tcp_close"), event
-    found: event_pb2.TcpConnection = getattr(event, body)
+    found: event_pb2.Connection = getattr(event, body)
     return found

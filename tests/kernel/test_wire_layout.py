@@ -9,21 +9,27 @@ from google.protobuf.message import Message
 from kernel import btf  # type: ignore[import-not-found]
 from kernel.acting import Acts  # type: ignore[import-not-found]
 from tocsin.api.event.v1 import event_pb2, options_pb2
+from tocsin.kernel.acts import Act
 from tocsin.kernel.objects import DIRECTORY
 from tocsin.records.framing import varint
 
 OBJECT = DIRECTORY / "sensor.bpf.o"
-MESSAGES: dict[str, type[Message]] = {
-    "header": event_pb2.Event,
-    "task": event_pb2.Process,
-    "image": event_pb2.Process,
-    "exec": event_pb2.Exec,
-    "fork": event_pb2.Fork,
-    "exit": event_pb2.Exit,
-    "tcp": event_pb2.TcpConnection,
-}
 WIRE_TYPE = {FieldDescriptor.TYPE_FIXED32: 5, FieldDescriptor.TYPE_FIXED64: 1, FieldDescriptor.TYPE_ENUM: 0}
 VALUE_BYTES = {5: 4, 1: 8, 0: 1}
+
+
+def messages() -> dict[str, type[Message]]:
+    """The message that each wire struct is a part of."""
+    found: dict[str, type[Message]] = {}
+    for name in event_pb2.DESCRIPTOR.message_types_by_name:
+        message: type[Message] = getattr(event_pb2, name)
+        for field in message.DESCRIPTOR.fields:
+            if struct := field.GetOptions().Extensions[options_pb2.field].wire_struct:
+                assert found.setdefault(struct, message) is message, f"{struct} stands in two messages"
+    return found
+
+
+MESSAGES = messages()
 
 
 def fields(name: str) -> list[tuple[str, bytes, int]]:
@@ -35,17 +41,6 @@ def fields(name: str) -> list[tuple[str, bytes, int]]:
             wire = WIRE_TYPE[field.type]
             found.append((field.name, varint(field.number << 3 | wire), VALUE_BYTES[wire]))
     return found
-
-
-def all_structs() -> set[str]:
-    """Every wire struct that the schema names."""
-    descriptors = {message.DESCRIPTOR.full_name: message.DESCRIPTOR for message in MESSAGES.values()}
-    options = (f.GetOptions().Extensions[options_pb2.field] for d in descriptors.values() for f in d.fields)
-    return {option.wire_struct for option in options} - {""}
-
-
-def test_every_struct_of_the_schema_is_tested() -> None:
-    assert all_structs() == set(MESSAGES)
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -78,3 +73,8 @@ def test_values_at_the_objects_offsets_land_in_their_fields(acts: Acts, name: st
         raw[at : at + value_bytes] = expected[field].to_bytes(value_bytes, "little")
     message = MESSAGES[name].FromString(bytes(raw))
     assert {descriptor.name: value for descriptor, value in message.ListFields()} == expected
+
+
+def test_acts_have_the_numbers_of_the_object() -> None:
+    names = {name.removeprefix("ACT_"): value for name, value in btf.enums(OBJECT)["act"].items() if name != "ACTS"}
+    assert names == {act.name: act.value for act in Act}

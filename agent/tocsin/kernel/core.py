@@ -7,22 +7,25 @@ pinned: when the agent is gone, so are its programs.
 """
 
 import os
+import platform
 import struct
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from tocsin.api.event.v1.batch_pb2 import SOURCE_CORE, LossCounter, Source, TypeCounter
 from tocsin.api.event.v1.event_pb2 import (
-    EVENT_TYPE_LOSS,
     LOSS_REASON_RECORD_TOO_BIG,
     LOSS_REASON_RING_FULL,
     LOSS_REASON_SCRATCH_BUSY,
+    LOSS_REASON_THROTTLED,
     EventType,
 )
 from tocsin.config import SensorConfig
-from tocsin.errors import KernelError
-from tocsin.kernel import libbpf
+from tocsin.errors import KernelError, TocsinError
+from tocsin.kernel import acts, filters, libbpf
+from tocsin.kernel.filters import EVENT_TYPES
 from tocsin.kernel.objects import read_object
 from tocsin.kernel.source import Drained, SourceCounters
 from tocsin.ring.drain import Ring
@@ -33,34 +36,80 @@ CAP_PERFMON: Final = 38
 CAP_BPF: Final = 39
 CAP_SYS_ADMIN: Final = 21
 
-_MAPS: Final = ("events", "counters", "drained")
+_MAPS: Final = ("events", "counters", "drained", "acts")
+"""What a resumed source needs; `acts` loses its programs when nobody holds it."""
 _ITERATORS: Final = ("seed_images", "seed_connections")
-EVENT_TYPES: Final = 8
-_COUNTERS: Final = struct.Struct(f"<Q{EVENT_TYPES * 4}QQQ")
+_PROCESSES: Final = ("on_exec", "on_fork", "on_exit", "on_free")
+"""Always attached: what they keep, the others use."""
+_COUNTERS: Final = struct.Struct(f"<Q{EVENT_TYPES * 5}QQQ")
 """struct counters of bpf/maps/maps.h."""
+_U32: Final = struct.Struct("<I")
 _DRAINED: Final = struct.Struct("<QQ")
 """struct drained of bpf/maps/maps.h."""
-_REASONS: Final = (LOSS_REASON_RING_FULL, LOSS_REASON_SCRATCH_BUSY, LOSS_REASON_RECORD_TOO_BIG)
+_REASONS: Final = (
+    LOSS_REASON_RING_FULL,
+    LOSS_REASON_SCRATCH_BUSY,
+    LOSS_REASON_RECORD_TOO_BIG,
+    LOSS_REASON_THROTTLED,
+)
 
 
-def open_core(config: SensorConfig, kept_fds: list[int]) -> "CoreSource":
+def open_core(config: SensorConfig, kept_fds: list[int], own_pid: int = 0) -> "CoreSource":
     """Loads and attaches the programs, or resumes from the descriptors of an earlier handover.
 
-    Raises KernelError that says what is missing and what to do.
+    `own_pid`: the agent's first process, 0: none of the processes is the agent's.
+    Raises KernelError that says what is missing and what to do, ConfigError for filters that make no sense.
     """
     if kept_fds:
         return CoreSource(kept_fds, None)
+    types = filters.wanted(config.filters.events)
     check_requirements()
     loaded = libbpf.BpfObject(read_object(OBJECT), OBJECT)
     loaded.resize("events", config.ring_bytes)
     try:
-        loaded.load()
-        links = loaded.attach()
-    except KernelError:
+        fds = _start(loaded, config, types, own_pid)
+    except TocsinError:
         loaded.close()
         raise
+    return CoreSource(fds, loaded)
+
+
+def _start(loaded: libbpf.BpfObject, config: SensorConfig, types: frozenset[int], own_pid: int) -> list[int]:
+    """Loads what the types need, says what is wanted, attaches; the descriptors of `handover`."""
+    tellers = acts.wanted_tellers(types)
+    possible = libbpf.has_tracepoints({hook.tracepoint for hook in acts.HOOKS if hook.tracepoint})
+    hooks = [hook for hook in acts.wanted_hooks(types) if not hook.tracepoint or hook.tracepoint in possible]
+    attached = [*_PROCESSES, *_ITERATORS, *(hook.program for hook in hooks), *(["on_syscall"] if tellers else [])]
+    loaded.keep_only({*attached, *(teller.program for teller in tellers)})
+    loaded.load()
+    _set_filters(loaded, config, types, own_pid)
+    _set_acts(loaded, tellers)
+    links = loaded.attach(attached)
     first = [loaded.map_fd(name) for name in _MAPS] + [links.pop(name) for name in _ITERATORS]
-    return CoreSource([*first, *links.values()], loaded)
+    return [*first, *links.values()]
+
+
+def _set_filters(loaded: libbpf.BpfObject, config: SensorConfig, types: frozenset[int], own_pid: int) -> None:
+    chosen = config.filters
+    for key in filters.excluded(chosen):
+        libbpf.update(loaded.map_fd("excluded"), b"\1", key)
+    for name, verdicts in (
+        ("path_verdicts", filters.path_verdicts(chosen)),
+        ("name_verdicts", filters.name_verdicts(chosen)),
+    ):
+        for key, verdict in verdicts.items():
+            libbpf.update(loaded.map_fd(name), bytes((verdict,)), key)
+    libbpf.update(loaded.map_fd("settings"), filters.settings(chosen, types, own_pid, config.ring_bytes))
+
+
+def _set_acts(loaded: libbpf.BpfObject, tellers: Sequence[acts.Teller]) -> None:
+    """Fills the tables: number -> act, act -> program."""
+    programs = loaded.program_fds()
+    for teller in tellers:
+        for act in teller.syscalls:
+            libbpf.update(loaded.map_fd("acts"), _U32.pack(programs[teller.program]), _U32.pack(act))
+    for number, (native, compat) in acts.numbers(tellers, platform.machine()).items():
+        libbpf.update(loaded.map_fd("syscalls"), _U32.pack(native) + _U32.pack(compat), _U32.pack(number))
 
 
 def check_requirements() -> None:
@@ -95,7 +144,7 @@ class CoreSource:
             raise KernelError(f"got {len(fds)} descriptors to resume from: not a handover of this version")
         self._fds = fds
         self._loaded = loaded
-        self._ring_fd, self._counters_fd, self._drained_fd = fds[: len(_MAPS)]
+        self._ring_fd, self._counters_fd, self._drained_fd, _ = fds[: len(_MAPS)]
         self._images_link, self._connections_link = fds[len(_MAPS) : len(_MAPS) + len(_ITERATORS)]
         self._ring = Ring(self._ring_fd, libbpf.max_entries(self._ring_fd))
         self._position, self._events = _DRAINED.unpack(libbpf.lookup(self._drained_fd, _DRAINED.size)[0])
@@ -124,7 +173,7 @@ class CoreSource:
         """See EventSource; summed over the CPUs."""
         per_cpu = libbpf.lookup(self._counters_fd, _COUNTERS.size, per_cpu=True)
         totals = [sum(column) for column in zip(*(_COUNTERS.unpack(raw) for raw in per_cpu), strict=True)]
-        table = [totals[1 + i * EVENT_TYPES : 1 + (i + 1) * EVENT_TYPES] for i in range(4)]
+        table = [totals[1 + i * EVENT_TYPES : 1 + (i + 1) * EVENT_TYPES] for i in range(5)]
         types = [
             TypeCounter(
                 event_type=EventType.ValueType(kind),
@@ -135,7 +184,8 @@ class CoreSource:
                     if lost[kind]
                 ],
             )
-            for kind in range(1, EVENT_TYPE_LOSS)
+            for kind in range(EVENT_TYPES)
+            if table[0][kind]
         ]
         return SourceCounters(types, images_missing=totals[-2], images_dropped=totals[-1])
 

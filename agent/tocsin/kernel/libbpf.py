@@ -5,9 +5,10 @@ Thin: each function is one of libbpf's, with its error turned into a KernelError
 
 import ctypes
 import os
-from collections.abc import Iterator
-from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from collections.abc import Collection, Iterator
+from ctypes import CFUNCTYPE, POINTER, byref, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 from tocsin.errors import KernelError
@@ -24,7 +25,10 @@ _FUNCTIONS: Final = (
     ("bpf_object__find_map_by_name", c_void_p, (c_void_p, c_char_p)),
     ("bpf_program__name", c_char_p, (c_void_p,)),
     ("bpf_program__section_name", c_char_p, (c_void_p,)),
+    ("bpf_program__set_autoload", c_int, (c_void_p, c_bool)),
+    ("bpf_program__fd", c_int, (c_void_p,)),
     ("bpf_program__attach", c_void_p, (c_void_p,)),
+    ("bpf_program__attach_cgroup", c_void_p, (c_void_p, c_int)),
     ("bpf_program__attach_iter", c_void_p, (c_void_p, c_void_p)),
     ("bpf_link__fd", c_int, (c_void_p,)),
     ("bpf_link__destroy", c_int, (c_void_p,)),
@@ -35,6 +39,9 @@ _FUNCTIONS: Final = (
     ("bpf_map_update_elem", c_int, (c_int, c_void_p, c_void_p, c_uint64)),
     ("bpf_obj_get_info_by_fd", c_int, (c_int, c_void_p, POINTER(c_uint32))),
     ("libbpf_num_possible_cpus", c_int, ()),
+    ("btf__load_vmlinux_btf", c_void_p, ()),
+    ("btf__find_by_name_kind", c_int, (c_void_p, c_char_p, c_uint32)),
+    ("btf__free", None, (c_void_p,)),
 )
 
 
@@ -94,6 +101,7 @@ class BpfObject:
         if not self._object:
             raise KernelError(f"{name}: not an eBPF object: {os.strerror(ctypes.get_errno())}; {_log().tail()}")
         self._links: list[int] = []
+        self._kept: set[str] = set()
 
     def resize(self, map_name: str, max_entries: int) -> None:
         """Sets the size of a map, before load."""
@@ -107,6 +115,13 @@ class BpfObject:
             why = os.strerror(-code)
             raise KernelError(f"{self.name}: kernel {kernel} refuses the eBPF programs: {why}; {_log().tail()}")
 
+    def keep_only(self, names: Collection[str]) -> None:
+        """Leaves every other program out, before load."""
+        for name, _, pointer in self.programs():
+            bpf().bpf_program__set_autoload(pointer, name in names)
+            if name in names:
+                self._kept.add(name)
+
     def programs(self) -> Iterator[tuple[str, str, int]]:
         """(name, section, pointer) of each program."""
         pointer = None
@@ -117,18 +132,23 @@ class BpfObject:
                 pointer,
             )
 
-    def attach(self) -> dict[str, int]:
-        """Attaches every program; link descriptors by program name. Iterators get a link without effect."""
+    def attach(self, names: Collection[str], cgroup: Path | None = None) -> dict[str, int]:
+        """Attaches programs, those for cgroups to `cgroup`; link descriptors by name. Iterators do not run yet."""
         out: dict[str, int] = {}
         for name, section, pointer in self.programs():
-            iterator = section.startswith("iter")
-            link = bpf().bpf_program__attach_iter(pointer, None) if iterator else bpf().bpf_program__attach(pointer)
+            if name not in names:
+                continue
+            link = _attach(pointer, section, cgroup)
             if not link:
                 why = os.strerror(ctypes.get_errno())
                 raise KernelError(f"{self.name}: cannot attach {name} ({section}): {why}; {_log().tail()}")
             self._links.append(link)
             out[name] = bpf().bpf_link__fd(link)
         return out
+
+    def program_fds(self) -> dict[str, int]:
+        """Descriptors of the programs by name, after load."""
+        return {name: bpf().bpf_program__fd(pointer) for name, _, pointer in self.programs() if name in self._kept}
 
     def map_fd(self, name: str) -> int:
         """Descriptor of a map, after load."""
@@ -146,6 +166,31 @@ class BpfObject:
         if not found:
             raise KernelError(f"{self.name}: has no map {name}: it does not belong to this version")
         return int(found)
+
+
+def _attach(program: int, section: str, cgroup: Path | None) -> int | None:
+    if section.startswith("iter"):
+        link = bpf().bpf_program__attach_iter(program, None)
+    elif section.startswith("cgroup"):
+        fd = os.open(cgroup or "", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            link = bpf().bpf_program__attach_cgroup(program, fd)
+        finally:
+            os.close(fd)
+    else:
+        link = bpf().bpf_program__attach(program)
+    return int(link) if link else None
+
+
+def has_tracepoints(names: Collection[str]) -> set[str]:
+    """Those of the tracepoints that the running kernel's BTF has."""
+    btf = bpf().btf__load_vmlinux_btf()
+    if not btf:
+        raise KernelError(f"cannot read the kernel's BTF: {os.strerror(ctypes.get_errno())}")
+    kind = 8  # BTF_KIND_TYPEDEF
+    found = {name for name in names if bpf().btf__find_by_name_kind(btf, f"btf_trace_{name}".encode(), kind) > 0}
+    bpf().btf__free(btf)
+    return found
 
 
 def max_entries(map_fd: int) -> int:
@@ -166,9 +211,9 @@ def lookup(map_fd: int, value_bytes: int, *, per_cpu: bool = False) -> list[byte
     return [value.raw[i * value_bytes : (i + 1) * value_bytes] for i in range(copies)]
 
 
-def update(map_fd: int, value: bytes) -> None:
-    """Sets the value of key 0."""
-    if bpf().bpf_map_update_elem(map_fd, byref(c_uint32(0)), value, 0):
+def update(map_fd: int, value: bytes, key: bytes = bytes(4)) -> None:
+    """Sets the value of a key. A map of programs takes their descriptors."""
+    if bpf().bpf_map_update_elem(map_fd, key, value, 0):
         raise KernelError(f"cannot write map descriptor {map_fd}: {os.strerror(ctypes.get_errno())}")
 
 

@@ -187,7 +187,7 @@ def _deed(event: event_pb2.Event) -> str:
             return printable(" ".join(arguments(event.process.argv)))
 
 
-def _connection(tcp: event_pb2.TcpConnection) -> str:
+def _connection(tcp: event_pb2.Connection) -> str:
     source, destination = (
         f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
         for text, port in (

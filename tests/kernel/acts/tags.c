@@ -17,12 +17,6 @@ int main(int argc, char **argv)
 {
 	if (argc != 2)
 		return 97;
-	SAY(header)
-	SAY(task)
-	SAY(image)
-	SAY(exec)
-	SAY(fork)
-	SAY(exit)
-	SAY(tcp)
+	TOCSIN_WIRE_STRUCTS(SAY)
 	return 98;
 }

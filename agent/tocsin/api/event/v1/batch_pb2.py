@@ -25,29 +25,37 @@ _sym_db = _symbol_database.Default()
 from tocsin.api.event.v1 import event_pb2 as tocsin_dot_api_dot_event_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftocsin/api/event/v1/batch.proto\x12\x13tocsin.api.event.v1\x1a\x1ftocsin/api/event/v1/event.proto\"\x84\x01\n\x0bTypeCounter\x12\x32\n\nevent_type\x18\x01 \x01(\x0e\x32\x1e.tocsin.api.event.v1.EventType\x12\x11\n\tgenerated\x18\x02 \x01(\x04\x12.\n\x04lost\x18\x03 \x03(\x0b\x32 .tocsin.api.event.v1.LossCounter\"M\n\x0bLossCounter\x12/\n\x06reason\x18\x01 \x01(\x0e\x32\x1f.tocsin.api.event.v1.LossReason\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"!\n\x04User\x12\x0b\n\x03uid\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xfb\x02\n\x0b\x42\x61tchHeader\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12+\n\x06source\x18\x03 \x01(\x0e\x32\x1b.tocsin.api.event.v1.Source\x12\x16\n\x0estart_position\x18\x04 \x01(\x06\x12\x14\n\x0c\x65nd_position\x18\x05 \x01(\x06\x12\x19\n\x11\x66irst_event_index\x18\x06 \x01(\x06\x12\x13\n\x0b\x65vent_count\x18\x07 \x01(\r\x12\x1a\n\x12realtime_offset_ns\x18\x08 \x01(\x10\x12\x32\n\x08\x63ounters\x18\t \x03(\x0b\x32 .tocsin.api.event.v1.TypeCounter\x12\x15\n\rschema_digest\x18\n \x01(\x0c\x12(\n\x05users\x18\x0b \x03(\x0b\x32\x19.tocsin.api.event.v1.User\x12\x16\n\x0eimages_missing\x18\x0c \x01(\x04\x12\x16\n\x0eimages_dropped\x18\r \x01(\x04\"e\n\x05\x42\x61tch\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.tocsin.api.event.v1.Event\x12\x30\n\x06header\x18\x02 \x01(\x0b\x32 .tocsin.api.event.v1.BatchHeader\"\xf0\x01\n\tDetection\x12\x0f\n\x07rule_id\x18\x01 \x01(\t\x12\x12\n\nrule_title\x18\x02 \x01(\t\x12\x13\n\x0brule_author\x18\x03 \x01(\t\x12)\n\x05level\x18\x04 \x01(\x0e\x32\x1a.tocsin.api.event.v1.Level\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12\x16\n\x0erelease_digest\x18\x06 \x01(\x0c\x12)\n\x05\x65vent\x18\x07 \x01(\x0b\x32\x1a.tocsin.api.event.v1.Event\x12\x1a\n\x12realtime_offset_ns\x18\x08 \x01(\x10\x12\x11\n\tuser_name\x18\t \x01(\t\"\x85\x01\n\x0e\x44\x65tectionBatch\x12\x32\n\ndetections\x18\x01 \x03(\x0b\x32\x1e.tocsin.api.event.v1.Detection\x12\x14\n\x0c\x65nd_position\x18\x02 \x01(\x06\x12)\n\x06losses\x18\x03 \x03(\x0b\x32\x19.tocsin.api.event.v1.Loss*h\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSOURCE_CORE\x10\x01\x12\x0e\n\nSOURCE_BCC\x10\x02\x12\x12\n\x0eSOURCE_NETLINK\x10\x03\x12\x11\n\rSOURCE_REPLAY\x10\x04*|\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x17\n\x13LEVEL_INFORMATIONAL\x10\x01\x12\r\n\tLEVEL_LOW\x10\x02\x12\x10\n\x0cLEVEL_MEDIUM\x10\x03\x12\x0e\n\nLEVEL_HIGH\x10\x04\x12\x12\n\x0eLEVEL_CRITICAL\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftocsin/api/event/v1/batch.proto\x12\x13tocsin.api.event.v1\x1a\x1ftocsin/api/event/v1/event.proto\"\x84\x01\n\x0bTypeCounter\x12\x32\n\nevent_type\x18\x01 \x01(\x0e\x32\x1e.tocsin.api.event.v1.EventType\x12\x11\n\tgenerated\x18\x02 \x01(\x04\x12.\n\x04lost\x18\x03 \x03(\x0b\x32 .tocsin.api.event.v1.LossCounter\"M\n\x0bLossCounter\x12/\n\x06reason\x18\x01 \x01(\x0e\x32\x1f.tocsin.api.event.v1.LossReason\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"!\n\x04User\x12\x0b\n\x03uid\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\"\"\n\x05Group\x12\x0b\n\x03gid\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xba\x01\n\nExecutable\x12\x0b\n\x03\x64\x65v\x18\x01 \x01(\x07\x12\r\n\x05inode\x18\x02 \x01(\x06\x12\x0c\n\x04size\x18\x03 \x01(\x06\x12\x10\n\x08mtime_ns\x18\x04 \x01(\x06\x12\x0c\n\x04path\x18\x05 \x01(\x0c\x12\x0e\n\x06sha256\x18\x06 \x01(\x0c\x12\x0c\n\x04sha1\x18\x07 \x01(\x0c\x12\x0b\n\x03md5\x18\x08 \x01(\x0c\x12\x0f\n\x07package\x18\t \x01(\t\x12\x17\n\x0fpackage_version\x18\n \x01(\t\x12\r\n\x05\x65rror\x18\x0b \x01(\t\"#\n\x05Label\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xbe\x01\n\tContainer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07runtime\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\r\n\x05image\x18\x04 \x01(\t\x12*\n\x06labels\x18\x05 \x03(\x0b\x32\x1a.tocsin.api.event.v1.Label\x12\x11\n\tcgroup_id\x18\x06 \x01(\x06\x12\x10\n\x08pod_name\x18\x07 \x01(\t\x12\x15\n\rpod_namespace\x18\x08 \x01(\t\x12\x0f\n\x07pod_uid\x18\t \x01(\t\"\xb3\x04\n\x0b\x42\x61tchHeader\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12+\n\x06source\x18\x03 \x01(\x0e\x32\x1b.tocsin.api.event.v1.Source\x12\x16\n\x0estart_position\x18\x04 \x01(\x06\x12\x14\n\x0c\x65nd_position\x18\x05 \x01(\x06\x12\x19\n\x11\x66irst_event_index\x18\x06 \x01(\x06\x12\x13\n\x0b\x65vent_count\x18\x07 \x01(\r\x12\x1a\n\x12realtime_offset_ns\x18\x08 \x01(\x10\x12\x32\n\x08\x63ounters\x18\t \x03(\x0b\x32 .tocsin.api.event.v1.TypeCounter\x12\x15\n\rschema_digest\x18\n \x01(\x0c\x12(\n\x05users\x18\x0b \x03(\x0b\x32\x19.tocsin.api.event.v1.User\x12\x16\n\x0eimages_missing\x18\x0c \x01(\x04\x12\x16\n\x0eimages_dropped\x18\r \x01(\x04\x12*\n\x06groups\x18\x0e \x03(\x0b\x32\x1a.tocsin.api.event.v1.Group\x12\x34\n\x0b\x65xecutables\x18\x0f \x03(\x0b\x32\x1f.tocsin.api.event.v1.Executable\x12\x32\n\ncontainers\x18\x10 \x03(\x0b\x32\x1e.tocsin.api.event.v1.Container\x12\x11\n\tshortfall\x18\x11 \x01(\t\x12\r\n\x05heals\x18\x12 \x01(\x04\"e\n\x05\x42\x61tch\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.tocsin.api.event.v1.Event\x12\x30\n\x06header\x18\x02 \x01(\x0b\x32 .tocsin.api.event.v1.BatchHeader\"\xf0\x01\n\tDetection\x12\x0f\n\x07rule_id\x18\x01 \x01(\t\x12\x12\n\nrule_title\x18\x02 \x01(\t\x12\x13\n\x0brule_author\x18\x03 \x01(\t\x12)\n\x05level\x18\x04 \x01(\x0e\x32\x1a.tocsin.api.event.v1.Level\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12\x16\n\x0erelease_digest\x18\x06 \x01(\x0c\x12)\n\x05\x65vent\x18\x07 \x01(\x0b\x32\x1a.tocsin.api.event.v1.Event\x12\x1a\n\x12realtime_offset_ns\x18\x08 \x01(\x10\x12\x11\n\tuser_name\x18\t \x01(\t\"\x85\x01\n\x0e\x44\x65tectionBatch\x12\x32\n\ndetections\x18\x01 \x03(\x0b\x32\x1e.tocsin.api.event.v1.Detection\x12\x14\n\x0c\x65nd_position\x18\x02 \x01(\x06\x12)\n\x06losses\x18\x03 \x03(\x0b\x32\x19.tocsin.api.event.v1.Loss*h\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSOURCE_CORE\x10\x01\x12\x0e\n\nSOURCE_BCC\x10\x02\x12\x12\n\x0eSOURCE_NETLINK\x10\x03\x12\x11\n\rSOURCE_REPLAY\x10\x04*|\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x17\n\x13LEVEL_INFORMATIONAL\x10\x01\x12\r\n\tLEVEL_LOW\x10\x02\x12\x10\n\x0cLEVEL_MEDIUM\x10\x03\x12\x0e\n\nLEVEL_HIGH\x10\x04\x12\x12\n\x0eLEVEL_CRITICAL\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tocsin.api.event.v1.batch_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SOURCE']._serialized_start=1202
-  _globals['_SOURCE']._serialized_end=1306
-  _globals['_LEVEL']._serialized_start=1308
-  _globals['_LEVEL']._serialized_end=1432
+  _globals['_SOURCE']._serialized_start=1841
+  _globals['_SOURCE']._serialized_end=1945
+  _globals['_LEVEL']._serialized_start=1947
+  _globals['_LEVEL']._serialized_end=2071
   _globals['_TYPECOUNTER']._serialized_start=90
   _globals['_TYPECOUNTER']._serialized_end=222
   _globals['_LOSSCOUNTER']._serialized_start=224
   _globals['_LOSSCOUNTER']._serialized_end=301
   _globals['_USER']._serialized_start=303
   _globals['_USER']._serialized_end=336
-  _globals['_BATCHHEADER']._serialized_start=339
-  _globals['_BATCHHEADER']._serialized_end=718
-  _globals['_BATCH']._serialized_start=720
-  _globals['_BATCH']._serialized_end=821
-  _globals['_DETECTION']._serialized_start=824
-  _globals['_DETECTION']._serialized_end=1064
-  _globals['_DETECTIONBATCH']._serialized_start=1067
-  _globals['_DETECTIONBATCH']._serialized_end=1200
+  _globals['_GROUP']._serialized_start=338
+  _globals['_GROUP']._serialized_end=372
+  _globals['_EXECUTABLE']._serialized_start=375
+  _globals['_EXECUTABLE']._serialized_end=561
+  _globals['_LABEL']._serialized_start=563
+  _globals['_LABEL']._serialized_end=598
+  _globals['_CONTAINER']._serialized_start=601
+  _globals['_CONTAINER']._serialized_end=791
+  _globals['_BATCHHEADER']._serialized_start=794
+  _globals['_BATCHHEADER']._serialized_end=1357
+  _globals['_BATCH']._serialized_start=1359
+  _globals['_BATCH']._serialized_end=1460
+  _globals['_DETECTION']._serialized_start=1463
+  _globals['_DETECTION']._serialized_end=1703
+  _globals['_DETECTIONBATCH']._serialized_start=1706
+  _globals['_DETECTIONBATCH']._serialized_end=1839
 # @@protoc_insertion_point(module_scope)

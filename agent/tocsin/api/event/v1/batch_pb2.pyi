@@ -173,6 +173,176 @@ class User(_message.Message):
 Global___User: _TypeAlias = User  # noqa: Y015
 
 @_typing.final
+class Group(_message.Message):
+    """A group of the host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    gid: _builtins.int
+    """Group id."""
+    name: _builtins.str
+    """Name in the host's group database."""
+    def __init__(
+        self,
+        *,
+        gid: _builtins.int = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Group: _TypeAlias = Group  # noqa: Y015
+
+@_typing.final
+class Executable(_message.Message):
+    """An executable, looked at in the background after its first exec."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEV_FIELD_NUMBER: _builtins.int
+    INODE_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    MTIME_NS_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SHA1_FIELD_NUMBER: _builtins.int
+    MD5_FIELD_NUMBER: _builtins.int
+    PACKAGE_FIELD_NUMBER: _builtins.int
+    PACKAGE_VERSION_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    dev: _builtins.int
+    """Device: major << 20 | minor, as Process.exe_dev."""
+    inode: _builtins.int
+    """Inode, as Process.exe_inode."""
+    size: _builtins.int
+    """Size in bytes."""
+    mtime_ns: _builtins.int
+    """Time of its last change (mtime), nanoseconds since 1970."""
+    path: _builtins.bytes
+    """Path at first sight."""
+    sha256: _builtins.bytes
+    """SHA-256 of its content; empty with `error`."""
+    sha1: _builtins.bytes
+    """SHA-1 of its content."""
+    md5: _builtins.bytes
+    """MD5 of its content."""
+    package: _builtins.str
+    """Package that owns the path, empty where none does."""
+    package_version: _builtins.str
+    """Version of that package."""
+    error: _builtins.str
+    """Why it could not be hashed."""
+    def __init__(
+        self,
+        *,
+        dev: _builtins.int = ...,
+        inode: _builtins.int = ...,
+        size: _builtins.int = ...,
+        mtime_ns: _builtins.int = ...,
+        path: _builtins.bytes = ...,
+        sha256: _builtins.bytes = ...,
+        sha1: _builtins.bytes = ...,
+        md5: _builtins.bytes = ...,
+        package: _builtins.str = ...,
+        package_version: _builtins.str = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dev", b"dev", "error", b"error", "inode", b"inode", "md5", b"md5", "mtime_ns", b"mtime_ns", "package", b"package", "package_version", b"package_version", "path", b"path", "sha1", b"sha1", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Executable: _TypeAlias = Executable  # noqa: Y015
+
+@_typing.final
+class Label(_message.Message):
+    """A label of a container."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Its key."""
+    value: _builtins.str
+    """Its value."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Label: _TypeAlias = Label  # noqa: Y015
+
+@_typing.final
+class Container(_message.Message):
+    """A container, as its runtime's files describe it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    CGROUP_ID_FIELD_NUMBER: _builtins.int
+    POD_NAME_FIELD_NUMBER: _builtins.int
+    POD_NAMESPACE_FIELD_NUMBER: _builtins.int
+    POD_UID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id that the runtime gave."""
+    runtime: _builtins.str
+    """Runtime: docker, containerd, crio, podman, lxc, nspawn."""
+    name: _builtins.str
+    """Name."""
+    image: _builtins.str
+    """Image, with its tag where the runtime keeps it."""
+    cgroup_id: _builtins.int
+    """Cgroup, as Process.cgroup_id."""
+    pod_name: _builtins.str
+    """Kubernetes pod."""
+    pod_namespace: _builtins.str
+    """Namespace of the pod."""
+    pod_uid: _builtins.str
+    """Unique id of the pod."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
+        """Labels of the container."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        runtime: _builtins.str = ...,
+        name: _builtins.str = ...,
+        image: _builtins.str = ...,
+        labels: _abc.Iterable[Global___Label] | None = ...,
+        cgroup_id: _builtins.int = ...,
+        pod_name: _builtins.str = ...,
+        pod_namespace: _builtins.str = ...,
+        pod_uid: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cgroup_id", b"cgroup_id", "id", b"id", "image", b"image", "labels", b"labels", "name", b"name", "pod_name", b"pod_name", "pod_namespace", b"pod_namespace", "pod_uid", b"pod_uid", "runtime", b"runtime"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Container: _TypeAlias = Container  # noqa: Y015
+
+@_typing.final
 class BatchHeader(_message.Message):
     """What holds for every event of a batch."""
 
@@ -191,6 +361,11 @@ class BatchHeader(_message.Message):
     USERS_FIELD_NUMBER: _builtins.int
     IMAGES_MISSING_FIELD_NUMBER: _builtins.int
     IMAGES_DROPPED_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    EXECUTABLES_FIELD_NUMBER: _builtins.int
+    CONTAINERS_FIELD_NUMBER: _builtins.int
+    SHORTFALL_FIELD_NUMBER: _builtins.int
+    HEALS_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     """Host's /etc/machine-id, hashed; stable over reboots."""
     boot_id: _builtins.str
@@ -215,6 +390,10 @@ class BatchHeader(_message.Message):
     """Events whose process or parent image was not known."""
     images_dropped: _builtins.int
     """Process images and connections that did not fit the kernel's tables."""
+    shortfall: _builtins.str
+    """What the source cannot see, in words; empty for a source that is not reduced."""
+    heals: _builtins.int
+    """Times that running processes were read again because images were missing."""
     @_builtins.property
     def counters(self) -> _containers.RepeatedCompositeFieldContainer[Global___TypeCounter]:
         """The kernel's counters, read after the batch was drained."""
@@ -222,6 +401,18 @@ class BatchHeader(_message.Message):
     @_builtins.property
     def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___User]:
         """Host's users; only in the first batch of a source and after a change."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Group]:
+        """Host's groups; sent as `users` are."""
+
+    @_builtins.property
+    def executables(self) -> _containers.RepeatedCompositeFieldContainer[Global___Executable]:
+        """Executables that were looked at since the last batch."""
+
+    @_builtins.property
+    def containers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Container]:
+        """Containers that were looked at since the last batch."""
 
     def __init__(
         self,
@@ -239,10 +430,15 @@ class BatchHeader(_message.Message):
         users: _abc.Iterable[Global___User] | None = ...,
         images_missing: _builtins.int = ...,
         images_dropped: _builtins.int = ...,
+        groups: _abc.Iterable[Global___Group] | None = ...,
+        executables: _abc.Iterable[Global___Executable] | None = ...,
+        containers: _abc.Iterable[Global___Container] | None = ...,
+        shortfall: _builtins.str = ...,
+        heals: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "counters", b"counters", "end_position", b"end_position", "event_count", b"event_count", "first_event_index", b"first_event_index", "host_id", b"host_id", "images_dropped", b"images_dropped", "images_missing", b"images_missing", "realtime_offset_ns", b"realtime_offset_ns", "schema_digest", b"schema_digest", "source", b"source", "start_position", b"start_position", "users", b"users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "containers", b"containers", "counters", b"counters", "end_position", b"end_position", "event_count", b"event_count", "executables", b"executables", "first_event_index", b"first_event_index", "groups", b"groups", "heals", b"heals", "host_id", b"host_id", "images_dropped", b"images_dropped", "images_missing", b"images_missing", "realtime_offset_ns", b"realtime_offset_ns", "schema_digest", b"schema_digest", "shortfall", b"shortfall", "source", b"source", "start_position", b"start_position", "users", b"users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,6 +41,84 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     """A TCP connection ended for its owner."""
     EVENT_TYPE_LOSS: _EventType.ValueType  # 7
     """Events were lost; the body says how many, of what type and why."""
+    EVENT_TYPE_THROTTLED: _EventType.ValueType  # 8
+    """Events were held back by a limit; the body says how many and of what type."""
+    EVENT_TYPE_CREDENTIALS: _EventType.ValueType  # 9
+    """User ids, group ids or capabilities of a process changed."""
+    EVENT_TYPE_PTRACE: _EventType.ValueType  # 10
+    """A process attached to another as its tracer, or wrote to it as such."""
+    EVENT_TYPE_PROCESS_WRITE: _EventType.ValueType  # 11
+    """A process wrote to the memory of another (process_vm_writev)."""
+    EVENT_TYPE_PRCTL: _EventType.ValueType  # 12
+    """A process changed its name, its dumpability or its seccomp mode (prctl)."""
+    EVENT_TYPE_SIGNAL: _EventType.ValueType  # 13
+    """A process sent a signal to a process of another user."""
+    EVENT_TYPE_NAMESPACE: _EventType.ValueType  # 14
+    """A process left its namespaces for new or other ones (unshare, setns)."""
+    EVENT_TYPE_MOUNT: _EventType.ValueType  # 15
+    """A file system was mounted, moved or bound (mount, move_mount)."""
+    EVENT_TYPE_UMOUNT: _EventType.ValueType  # 16
+    """A file system was unmounted."""
+    EVENT_TYPE_PIVOT_ROOT: _EventType.ValueType  # 17
+    """The root of a mount namespace was exchanged."""
+    EVENT_TYPE_CHROOT: _EventType.ValueType  # 18
+    """A process changed its root directory."""
+    EVENT_TYPE_FILE_WRITE: _EventType.ValueType  # 19
+    """A file was opened for writing."""
+    EVENT_TYPE_FILE_CREATE: _EventType.ValueType  # 20
+    """A file was made by opening it, or by mknod."""
+    EVENT_TYPE_FILE_READ: _EventType.ValueType  # 21
+    """A watched file was opened for reading."""
+    EVENT_TYPE_FILE_DELETE: _EventType.ValueType  # 22
+    """A name of a file, or a directory, was removed."""
+    EVENT_TYPE_FILE_RENAME: _EventType.ValueType  # 23
+    """A file or directory was renamed."""
+    EVENT_TYPE_FILE_LINK: _EventType.ValueType  # 24
+    """A file got one more name."""
+    EVENT_TYPE_FILE_SYMLINK: _EventType.ValueType  # 25
+    """A symbolic link was made."""
+    EVENT_TYPE_FILE_CHMOD: _EventType.ValueType  # 26
+    """The permission bits of a file changed."""
+    EVENT_TYPE_FILE_CHOWN: _EventType.ValueType  # 27
+    """The owner or the group of a file changed."""
+    EVENT_TYPE_FILE_XATTR: _EventType.ValueType  # 28
+    """An extended attribute of a file was set or removed."""
+    EVENT_TYPE_FILE_TRUNCATE: _EventType.ValueType  # 29
+    """A file was cut or lengthened (truncate)."""
+    EVENT_TYPE_FILE_TIMES: _EventType.ValueType  # 30
+    """The times of a file were set (utimensat and its relatives)."""
+    EVENT_TYPE_DIRECTORY_CREATE: _EventType.ValueType  # 31
+    """A directory was made."""
+    EVENT_TYPE_MEMFD_CREATE: _EventType.ValueType  # 32
+    """A file without a name was made in memory (memfd_create)."""
+    EVENT_TYPE_MEMORY_EXECUTABLE: _EventType.ValueType  # 33
+    """Memory became writable and executable at once (mmap, mprotect)."""
+    EVENT_TYPE_MODULE_LOAD: _EventType.ValueType  # 34
+    """A kernel module is being loaded; its own code has not run yet."""
+    EVENT_TYPE_MODULE_UNLOAD: _EventType.ValueType  # 35
+    """A kernel module was unloaded."""
+    EVENT_TYPE_BPF: _EventType.ValueType  # 36
+    """A process used bpf() to load or attach a program, or to make a map."""
+    EVENT_TYPE_KEXEC: _EventType.ValueType  # 37
+    """A kernel to be started by kexec was loaded."""
+    EVENT_TYPE_PERF_EVENT_OPEN: _EventType.ValueType  # 38
+    """A performance counter or tracepoint was opened."""
+    EVENT_TYPE_IO_PORTS: _EventType.ValueType  # 39
+    """A process got access to I/O ports (ioperm, iopl)."""
+    EVENT_TYPE_SOCKET_LISTEN: _EventType.ValueType  # 40
+    """A TCP socket began to listen."""
+    EVENT_TYPE_SOCKET_BIND: _EventType.ValueType  # 41
+    """A socket got a local address of its process's choice (bind)."""
+    EVENT_TYPE_RAW_SOCKET: _EventType.ValueType  # 42
+    """A raw or packet socket was made."""
+    EVENT_TYPE_UNIX_CONNECT: _EventType.ValueType  # 43
+    """A process connected to a watched Unix socket."""
+    EVENT_TYPE_UDP_FLOW: _EventType.ValueType  # 44
+    """A UDP socket sent its first datagram to a destination."""
+    EVENT_TYPE_DNS_QUERY: _EventType.ValueType  # 45
+    """A process asked a DNS server."""
+    EVENT_TYPE_DNS_ANSWER: _EventType.ValueType  # 46
+    """A DNS server answered a process."""
 
 class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """What happened. Numbers are reserved for ever once used."""
@@ -61,6 +139,84 @@ EVENT_TYPE_TCP_CLOSE: EventType.ValueType  # 6
 """A TCP connection ended for its owner."""
 EVENT_TYPE_LOSS: EventType.ValueType  # 7
 """Events were lost; the body says how many, of what type and why."""
+EVENT_TYPE_THROTTLED: EventType.ValueType  # 8
+"""Events were held back by a limit; the body says how many and of what type."""
+EVENT_TYPE_CREDENTIALS: EventType.ValueType  # 9
+"""User ids, group ids or capabilities of a process changed."""
+EVENT_TYPE_PTRACE: EventType.ValueType  # 10
+"""A process attached to another as its tracer, or wrote to it as such."""
+EVENT_TYPE_PROCESS_WRITE: EventType.ValueType  # 11
+"""A process wrote to the memory of another (process_vm_writev)."""
+EVENT_TYPE_PRCTL: EventType.ValueType  # 12
+"""A process changed its name, its dumpability or its seccomp mode (prctl)."""
+EVENT_TYPE_SIGNAL: EventType.ValueType  # 13
+"""A process sent a signal to a process of another user."""
+EVENT_TYPE_NAMESPACE: EventType.ValueType  # 14
+"""A process left its namespaces for new or other ones (unshare, setns)."""
+EVENT_TYPE_MOUNT: EventType.ValueType  # 15
+"""A file system was mounted, moved or bound (mount, move_mount)."""
+EVENT_TYPE_UMOUNT: EventType.ValueType  # 16
+"""A file system was unmounted."""
+EVENT_TYPE_PIVOT_ROOT: EventType.ValueType  # 17
+"""The root of a mount namespace was exchanged."""
+EVENT_TYPE_CHROOT: EventType.ValueType  # 18
+"""A process changed its root directory."""
+EVENT_TYPE_FILE_WRITE: EventType.ValueType  # 19
+"""A file was opened for writing."""
+EVENT_TYPE_FILE_CREATE: EventType.ValueType  # 20
+"""A file was made by opening it, or by mknod."""
+EVENT_TYPE_FILE_READ: EventType.ValueType  # 21
+"""A watched file was opened for reading."""
+EVENT_TYPE_FILE_DELETE: EventType.ValueType  # 22
+"""A name of a file, or a directory, was removed."""
+EVENT_TYPE_FILE_RENAME: EventType.ValueType  # 23
+"""A file or directory was renamed."""
+EVENT_TYPE_FILE_LINK: EventType.ValueType  # 24
+"""A file got one more name."""
+EVENT_TYPE_FILE_SYMLINK: EventType.ValueType  # 25
+"""A symbolic link was made."""
+EVENT_TYPE_FILE_CHMOD: EventType.ValueType  # 26
+"""The permission bits of a file changed."""
+EVENT_TYPE_FILE_CHOWN: EventType.ValueType  # 27
+"""The owner or the group of a file changed."""
+EVENT_TYPE_FILE_XATTR: EventType.ValueType  # 28
+"""An extended attribute of a file was set or removed."""
+EVENT_TYPE_FILE_TRUNCATE: EventType.ValueType  # 29
+"""A file was cut or lengthened (truncate)."""
+EVENT_TYPE_FILE_TIMES: EventType.ValueType  # 30
+"""The times of a file were set (utimensat and its relatives)."""
+EVENT_TYPE_DIRECTORY_CREATE: EventType.ValueType  # 31
+"""A directory was made."""
+EVENT_TYPE_MEMFD_CREATE: EventType.ValueType  # 32
+"""A file without a name was made in memory (memfd_create)."""
+EVENT_TYPE_MEMORY_EXECUTABLE: EventType.ValueType  # 33
+"""Memory became writable and executable at once (mmap, mprotect)."""
+EVENT_TYPE_MODULE_LOAD: EventType.ValueType  # 34
+"""A kernel module is being loaded; its own code has not run yet."""
+EVENT_TYPE_MODULE_UNLOAD: EventType.ValueType  # 35
+"""A kernel module was unloaded."""
+EVENT_TYPE_BPF: EventType.ValueType  # 36
+"""A process used bpf() to load or attach a program, or to make a map."""
+EVENT_TYPE_KEXEC: EventType.ValueType  # 37
+"""A kernel to be started by kexec was loaded."""
+EVENT_TYPE_PERF_EVENT_OPEN: EventType.ValueType  # 38
+"""A performance counter or tracepoint was opened."""
+EVENT_TYPE_IO_PORTS: EventType.ValueType  # 39
+"""A process got access to I/O ports (ioperm, iopl)."""
+EVENT_TYPE_SOCKET_LISTEN: EventType.ValueType  # 40
+"""A TCP socket began to listen."""
+EVENT_TYPE_SOCKET_BIND: EventType.ValueType  # 41
+"""A socket got a local address of its process's choice (bind)."""
+EVENT_TYPE_RAW_SOCKET: EventType.ValueType  # 42
+"""A raw or packet socket was made."""
+EVENT_TYPE_UNIX_CONNECT: EventType.ValueType  # 43
+"""A process connected to a watched Unix socket."""
+EVENT_TYPE_UDP_FLOW: EventType.ValueType  # 44
+"""A UDP socket sent its first datagram to a destination."""
+EVENT_TYPE_DNS_QUERY: EventType.ValueType  # 45
+"""A process asked a DNS server."""
+EVENT_TYPE_DNS_ANSWER: EventType.ValueType  # 46
+"""A DNS server answered a process."""
 Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 class _EventFlag:
@@ -75,6 +231,12 @@ class _EventFlagEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventFlag.V
     """exe, cwd and argv of the process are not known."""
     EVENT_FLAG_PARENT_IMAGE_MISSING: _EventFlag.ValueType  # 2
     """exe, cwd and argv of the parent are not known."""
+    EVENT_FLAG_IO_URING: _EventFlag.ValueType  # 4
+    """It went through io_uring, not through a system call of its own."""
+    EVENT_FLAG_OUTCOME_UNKNOWN: _EventFlag.ValueType  # 8
+    """Told when it was asked for: whether it succeeded is not known."""
+    EVENT_FLAG_TARGET_IMAGE_MISSING: _EventFlag.ValueType  # 16
+    """exe, cwd and argv of the target are not known."""
 
 class EventFlag(_EventFlag, metaclass=_EventFlagEnumTypeWrapper):
     """Bits of Event.flags."""
@@ -85,7 +247,125 @@ EVENT_FLAG_PROCESS_IMAGE_MISSING: EventFlag.ValueType  # 1
 """exe, cwd and argv of the process are not known."""
 EVENT_FLAG_PARENT_IMAGE_MISSING: EventFlag.ValueType  # 2
 """exe, cwd and argv of the parent are not known."""
+EVENT_FLAG_IO_URING: EventFlag.ValueType  # 4
+"""It went through io_uring, not through a system call of its own."""
+EVENT_FLAG_OUTCOME_UNKNOWN: EventFlag.ValueType  # 8
+"""Told when it was asked for: whether it succeeded is not known."""
+EVENT_FLAG_TARGET_IMAGE_MISSING: EventFlag.ValueType  # 16
+"""exe, cwd and argv of the target are not known."""
 Global___EventFlag: _TypeAlias = EventFlag  # noqa: Y015
+
+class _ExecFlag:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExecFlagEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExecFlag.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXEC_FLAG_UNSPECIFIED: _ExecFlag.ValueType  # 0
+    """No bit set."""
+    EXEC_FLAG_SCRIPT: _ExecFlag.ValueType  # 1
+    """The program is a script: `filename` is the script, exe its interpreter."""
+    EXEC_FLAG_DELETED: _ExecFlag.ValueType  # 2
+    """The executable has no name in any directory: it was deleted."""
+    EXEC_FLAG_MEMFD: _ExecFlag.ValueType  # 4
+    """The executable is a file in memory (memfd_create)."""
+    EXEC_FLAG_SETUID: _ExecFlag.ValueType  # 8
+    """The executable carries the set-user-id bit."""
+    EXEC_FLAG_SETGID: _ExecFlag.ValueType  # 16
+    """The executable carries the set-group-id bit."""
+    EXEC_FLAG_SECURE: _ExecFlag.ValueType  # 32
+    """Privileges rose with this exec (AT_SECURE): set-id bits or file capabilities."""
+
+class ExecFlag(_ExecFlag, metaclass=_ExecFlagEnumTypeWrapper):
+    """Bits of Exec.exec_flags."""
+
+EXEC_FLAG_UNSPECIFIED: ExecFlag.ValueType  # 0
+"""No bit set."""
+EXEC_FLAG_SCRIPT: ExecFlag.ValueType  # 1
+"""The program is a script: `filename` is the script, exe its interpreter."""
+EXEC_FLAG_DELETED: ExecFlag.ValueType  # 2
+"""The executable has no name in any directory: it was deleted."""
+EXEC_FLAG_MEMFD: ExecFlag.ValueType  # 4
+"""The executable is a file in memory (memfd_create)."""
+EXEC_FLAG_SETUID: ExecFlag.ValueType  # 8
+"""The executable carries the set-user-id bit."""
+EXEC_FLAG_SETGID: ExecFlag.ValueType  # 16
+"""The executable carries the set-group-id bit."""
+EXEC_FLAG_SECURE: ExecFlag.ValueType  # 32
+"""Privileges rose with this exec (AT_SECURE): set-id bits or file capabilities."""
+Global___ExecFlag: _TypeAlias = ExecFlag  # noqa: Y015
+
+class _PathFlag:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PathFlagEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PathFlag.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PATH_FLAG_UNSPECIFIED: _PathFlag.ValueType  # 0
+    """No bit set: the path is the kernel's own."""
+    PATH_FLAG_PATH_TRUNCATED: _PathFlag.ValueType  # 1
+    """The beginning of the path is missing, its tail is kept."""
+    PATH_FLAG_PATH_AS_GIVEN: _PathFlag.ValueType  # 2
+    """The path is the one that the process passed, made absolute: symbolic
+    links stand in it, and a thread could have changed it meanwhile.
+    """
+    PATH_FLAG_PATH_UNREADABLE: _PathFlag.ValueType  # 4
+    """The process's memory could not be read: the path is missing."""
+    PATH_FLAG_SOURCE_TRUNCATED: _PathFlag.ValueType  # 8
+    """The same three for `source`."""
+    PATH_FLAG_SOURCE_AS_GIVEN: _PathFlag.ValueType  # 16
+    """The source path is the one that the process passed."""
+    PATH_FLAG_SOURCE_UNREADABLE: _PathFlag.ValueType  # 32
+    """The source path is missing."""
+
+class PathFlag(_PathFlag, metaclass=_PathFlagEnumTypeWrapper):
+    """Bits of path_flags."""
+
+PATH_FLAG_UNSPECIFIED: PathFlag.ValueType  # 0
+"""No bit set: the path is the kernel's own."""
+PATH_FLAG_PATH_TRUNCATED: PathFlag.ValueType  # 1
+"""The beginning of the path is missing, its tail is kept."""
+PATH_FLAG_PATH_AS_GIVEN: PathFlag.ValueType  # 2
+"""The path is the one that the process passed, made absolute: symbolic
+links stand in it, and a thread could have changed it meanwhile.
+"""
+PATH_FLAG_PATH_UNREADABLE: PathFlag.ValueType  # 4
+"""The process's memory could not be read: the path is missing."""
+PATH_FLAG_SOURCE_TRUNCATED: PathFlag.ValueType  # 8
+"""The same three for `source`."""
+PATH_FLAG_SOURCE_AS_GIVEN: PathFlag.ValueType  # 16
+"""The source path is the one that the process passed."""
+PATH_FLAG_SOURCE_UNREADABLE: PathFlag.ValueType  # 32
+"""The source path is missing."""
+Global___PathFlag: _TypeAlias = PathFlag  # noqa: Y015
+
+class _CredentialsCause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CredentialsCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CredentialsCause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CREDENTIALS_CAUSE_UNSPECIFIED: _CredentialsCause.ValueType  # 0
+    """Never sent."""
+    CREDENTIALS_CAUSE_SYSCALL: _CredentialsCause.ValueType  # 1
+    """A system call that sets ids or capabilities."""
+    CREDENTIALS_CAUSE_UNEXPLAINED: _CredentialsCause.ValueType  # 2
+    """No system call accounts for it: seen when the process acted later. An
+    attack on the kernel does this.
+    """
+
+class CredentialsCause(_CredentialsCause, metaclass=_CredentialsCauseEnumTypeWrapper):
+    """Why credentials changed."""
+
+CREDENTIALS_CAUSE_UNSPECIFIED: CredentialsCause.ValueType  # 0
+"""Never sent."""
+CREDENTIALS_CAUSE_SYSCALL: CredentialsCause.ValueType  # 1
+"""A system call that sets ids or capabilities."""
+CREDENTIALS_CAUSE_UNEXPLAINED: CredentialsCause.ValueType  # 2
+"""No system call accounts for it: seen when the process acted later. An
+attack on the kernel does this.
+"""
+Global___CredentialsCause: _TypeAlias = CredentialsCause  # noqa: Y015
 
 class _ImageFlag:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -199,6 +479,10 @@ class _LossReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LossReason
     """The sensor was restarted and what it held is gone."""
     LOSS_REASON_MALFORMED: _LossReason.ValueType  # 8
     """A record in the ring was not a readable event."""
+    LOSS_REASON_THROTTLED: _LossReason.ValueType  # 9
+    """Held back: the type's limit was reached, or the ring was filling and more
+    important types had to keep their place.
+    """
 
 class LossReason(_LossReason, metaclass=_LossReasonEnumTypeWrapper):
     """Why events were lost."""
@@ -221,6 +505,10 @@ LOSS_REASON_SENSOR_RESTART: LossReason.ValueType  # 7
 """The sensor was restarted and what it held is gone."""
 LOSS_REASON_MALFORMED: LossReason.ValueType  # 8
 """A record in the ring was not a readable event."""
+LOSS_REASON_THROTTLED: LossReason.ValueType  # 9
+"""Held back: the type's limit was reached, or the ring was filling and more
+important types had to keep their place.
+"""
 Global___LossReason: _TypeAlias = LossReason  # noqa: Y015
 
 @_typing.final
@@ -262,6 +550,8 @@ class Process(_message.Message):
     CGROUP_NS_FIELD_NUMBER: _builtins.int
     LOGIN_UID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    ANCESTORS_FIELD_NUMBER: _builtins.int
+    CGROUP_NAME_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     """Thread group id in the initial pid namespace: what ps calls PID."""
     tid: _builtins.int
@@ -322,6 +612,13 @@ class Process(_message.Message):
     """User who logged in (audit login uid); 4294967295 where there was none."""
     session_id: _builtins.int
     """Audit session; 4294967295 where there is none."""
+    ancestors: _builtins.bytes
+    """Executables of parent, grandparent and so on when the process began or
+    executed, nearest first, each ended by NUL; the oldest are left out when
+    they do not fit. Only in Event.process.
+    """
+    cgroup_name: _builtins.bytes
+    """Last part of the cgroup's path at exec: names the container or the unit."""
     def __init__(
         self,
         *,
@@ -355,10 +652,12 @@ class Process(_message.Message):
         cgroup_ns: _builtins.int = ...,
         login_uid: _builtins.int = ...,
         session_id: _builtins.int = ...,
+        ancestors: _builtins.bytes = ...,
+        cgroup_name: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "cap_effective", b"cap_effective", "cap_permitted", b"cap_permitted", "cgroup_id", b"cgroup_id", "cgroup_ns", b"cgroup_ns", "comm", b"comm", "cwd", b"cwd", "egid", b"egid", "euid", b"euid", "exe", b"exe", "exe_dev", b"exe_dev", "exe_inode", b"exe_inode", "exec_boottime_ns", b"exec_boottime_ns", "gid", b"gid", "image_flags", b"image_flags", "ipc_ns", b"ipc_ns", "login_uid", b"login_uid", "mnt_ns", b"mnt_ns", "net_ns", b"net_ns", "pid", b"pid", "pid_ns", b"pid_ns", "ppid", b"ppid", "session_id", b"session_id", "sgid", b"sgid", "start_boottime_ns", b"start_boottime_ns", "suid", b"suid", "tid", b"tid", "uid", b"uid", "user_ns", b"user_ns", "uts_ns", b"uts_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ancestors", b"ancestors", "argv", b"argv", "cap_effective", b"cap_effective", "cap_permitted", b"cap_permitted", "cgroup_id", b"cgroup_id", "cgroup_name", b"cgroup_name", "cgroup_ns", b"cgroup_ns", "comm", b"comm", "cwd", b"cwd", "egid", b"egid", "euid", b"euid", "exe", b"exe", "exe_dev", b"exe_dev", "exe_inode", b"exe_inode", "exec_boottime_ns", b"exec_boottime_ns", "gid", b"gid", "image_flags", b"image_flags", "ipc_ns", b"ipc_ns", "login_uid", b"login_uid", "mnt_ns", b"mnt_ns", "net_ns", b"net_ns", "pid", b"pid", "pid_ns", b"pid_ns", "ppid", b"ppid", "session_id", b"session_id", "sgid", b"sgid", "start_boottime_ns", b"start_boottime_ns", "suid", b"suid", "tid", b"tid", "uid", b"uid", "user_ns", b"user_ns", "uts_ns", b"uts_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -379,6 +678,11 @@ class Exec(_message.Message):
     ENVC_FIELD_NUMBER: _builtins.int
     ARGV_BYTES_FIELD_NUMBER: _builtins.int
     FILENAME_FIELD_NUMBER: _builtins.int
+    EXEC_FLAGS_FIELD_NUMBER: _builtins.int
+    PREVIOUS_EUID_FIELD_NUMBER: _builtins.int
+    PREVIOUS_EGID_FIELD_NUMBER: _builtins.int
+    PREVIOUS_CAP_PERMITTED_FIELD_NUMBER: _builtins.int
+    INTERPRETER_FIELD_NUMBER: _builtins.int
     caller_tid: _builtins.int
     """Thread that called execve; differs from the pid when it was not the leader."""
     exe_mode: _builtins.int
@@ -397,6 +701,16 @@ class Exec(_message.Message):
     """Size of argv in memory; greater than the size of argv when that is cut."""
     filename: _builtins.bytes
     """Path as it was given to execve: relative, a symlink or a script."""
+    exec_flags: _builtins.int
+    """Bits of ExecFlag."""
+    previous_euid: _builtins.int
+    """Effective user id before."""
+    previous_egid: _builtins.int
+    """Effective group id before."""
+    previous_cap_permitted: _builtins.int
+    """Permitted capabilities before, one bit each."""
+    interpreter: _builtins.bytes
+    """Interpreter that the script names, as it stands behind its "#!"."""
     def __init__(
         self,
         *,
@@ -409,10 +723,15 @@ class Exec(_message.Message):
         envc: _builtins.int = ...,
         argv_bytes: _builtins.int = ...,
         filename: _builtins.bytes = ...,
+        exec_flags: _builtins.int = ...,
+        previous_euid: _builtins.int = ...,
+        previous_egid: _builtins.int = ...,
+        previous_cap_permitted: _builtins.int = ...,
+        interpreter: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argc", b"argc", "argv_bytes", b"argv_bytes", "caller_tid", b"caller_tid", "envc", b"envc", "exe_gid", b"exe_gid", "exe_mode", b"exe_mode", "exe_nlink", b"exe_nlink", "exe_uid", b"exe_uid", "filename", b"filename"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argc", b"argc", "argv_bytes", b"argv_bytes", "caller_tid", b"caller_tid", "envc", b"envc", "exe_gid", b"exe_gid", "exe_mode", b"exe_mode", "exe_nlink", b"exe_nlink", "exe_uid", b"exe_uid", "exec_flags", b"exec_flags", "filename", b"filename", "interpreter", b"interpreter", "previous_cap_permitted", b"previous_cap_permitted", "previous_egid", b"previous_egid", "previous_euid", b"previous_euid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -426,19 +745,23 @@ class Fork(_message.Message):
 
     CHILD_PID_FIELD_NUMBER: _builtins.int
     CHILD_START_BOOTTIME_NS_FIELD_NUMBER: _builtins.int
+    CLONE_FLAGS_FIELD_NUMBER: _builtins.int
     child_pid: _builtins.int
     """Process id of the child."""
     child_start_boottime_ns: _builtins.int
     """Start of the child since boot: with child_pid its key."""
+    clone_flags: _builtins.int
+    """Flags of clone: CLONE_NEWNS (0x20000) and its relatives make namespaces."""
     def __init__(
         self,
         *,
         child_pid: _builtins.int = ...,
         child_start_boottime_ns: _builtins.int = ...,
+        clone_flags: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_pid", b"child_pid", "child_start_boottime_ns", b"child_start_boottime_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_pid", b"child_pid", "child_start_boottime_ns", b"child_start_boottime_ns", "clone_flags", b"clone_flags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -479,9 +802,9 @@ class Exit(_message.Message):
 Global___Exit: _TypeAlias = Exit  # noqa: Y015
 
 @_typing.final
-class TcpConnection(_message.Message):
-    """A TCP connection. Source is the side that initiated it, as in Sigma's
-    network_connection; an IPv4 peer of an IPv6 socket is shown as IPv4.
+class Connection(_message.Message):
+    """A TCP connection or a UDP flow. Source is the side that initiated it, as in
+    Sigma's network_connection; an IPv4 peer of an IPv6 socket is shown as IPv4.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -501,9 +824,9 @@ class TcpConnection(_message.Message):
     direction: Global___Direction.ValueType
     """Who initiated it."""
     outcome: Global___ConnectOutcome.ValueType
-    """How a connect came out; ESTABLISHED for accept and close."""
+    """How a connect came out; ESTABLISHED for accept, close and UDP."""
     protocol: _builtins.int
-    """IP protocol number: 6."""
+    """IP protocol number: 6 or 17."""
     error: _builtins.int
     """errno of a failed connect, else 0."""
     source_port: _builtins.int
@@ -544,11 +867,655 @@ class TcpConnection(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___TcpConnection: _TypeAlias = TcpConnection  # noqa: Y015
+Global___Connection: _TypeAlias = Connection  # noqa: Y015
+
+@_typing.final
+class Credentials(_message.Message):
+    """Ids and capabilities before the change; those after it stand in Event.process.
+    A system call that failed is told with its error, and nothing changed.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    SYSCALL_FIELD_NUMBER: _builtins.int
+    PREVIOUS_UID_FIELD_NUMBER: _builtins.int
+    PREVIOUS_EUID_FIELD_NUMBER: _builtins.int
+    PREVIOUS_SUID_FIELD_NUMBER: _builtins.int
+    PREVIOUS_GID_FIELD_NUMBER: _builtins.int
+    PREVIOUS_EGID_FIELD_NUMBER: _builtins.int
+    PREVIOUS_SGID_FIELD_NUMBER: _builtins.int
+    PREVIOUS_CAP_EFFECTIVE_FIELD_NUMBER: _builtins.int
+    PREVIOUS_CAP_PERMITTED_FIELD_NUMBER: _builtins.int
+    cause: Global___CredentialsCause.ValueType
+    """Why."""
+    error: _builtins.int
+    """errno, 0 when it succeeded."""
+    syscall: _builtins.int
+    """Number of the system call on this architecture; 0 where there was none."""
+    previous_uid: _builtins.int
+    """Real user id before."""
+    previous_euid: _builtins.int
+    """Effective user id before."""
+    previous_suid: _builtins.int
+    """Saved user id before."""
+    previous_gid: _builtins.int
+    """Real group id before."""
+    previous_egid: _builtins.int
+    """Effective group id before."""
+    previous_sgid: _builtins.int
+    """Saved group id before."""
+    previous_cap_effective: _builtins.int
+    """Effective capabilities before, one bit each."""
+    previous_cap_permitted: _builtins.int
+    """Permitted capabilities before, one bit each."""
+    def __init__(
+        self,
+        *,
+        cause: Global___CredentialsCause.ValueType = ...,
+        error: _builtins.int = ...,
+        syscall: _builtins.int = ...,
+        previous_uid: _builtins.int = ...,
+        previous_euid: _builtins.int = ...,
+        previous_suid: _builtins.int = ...,
+        previous_gid: _builtins.int = ...,
+        previous_egid: _builtins.int = ...,
+        previous_sgid: _builtins.int = ...,
+        previous_cap_effective: _builtins.int = ...,
+        previous_cap_permitted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "error", b"error", "previous_cap_effective", b"previous_cap_effective", "previous_cap_permitted", b"previous_cap_permitted", "previous_egid", b"previous_egid", "previous_euid", b"previous_euid", "previous_gid", b"previous_gid", "previous_sgid", b"previous_sgid", "previous_suid", b"previous_suid", "previous_uid", b"previous_uid", "syscall", b"syscall"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Credentials: _TypeAlias = Credentials  # noqa: Y015
+
+@_typing.final
+class ProcessAccess(_message.Message):
+    """What was done to another process; which one stands in Event.target."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    error: _builtins.int
+    """errno, 0 when it succeeded."""
+    request: _builtins.int
+    """Request of ptrace (16: PTRACE_ATTACH, 16902: PTRACE_SEIZE); 0 for others."""
+    signal: _builtins.int
+    """Signal number; 0 for others."""
+    bytes: _builtins.int
+    """Bytes written."""
+    address: _builtins.int
+    """First address that was written in the target; 0 for others."""
+    def __init__(
+        self,
+        *,
+        error: _builtins.int = ...,
+        request: _builtins.int = ...,
+        signal: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        address: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "bytes", b"bytes", "error", b"error", "request", b"request", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessAccess: _TypeAlias = ProcessAccess  # noqa: Y015
+
+@_typing.final
+class Prctl(_message.Message):
+    """A prctl that matters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    OPTION_FIELD_NUMBER: _builtins.int
+    ARGUMENT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    error: _builtins.int
+    """errno, 0 when it succeeded."""
+    option: _builtins.int
+    """15: PR_SET_NAME, 4: PR_SET_DUMPABLE, 22: PR_SET_SECCOMP (also seccomp(2))."""
+    argument: _builtins.int
+    """Its argument: the dumpability or the seccomp mode; 0 for a name."""
+    name: _builtins.bytes
+    """The new name of the thread."""
+    def __init__(
+        self,
+        *,
+        error: _builtins.int = ...,
+        option: _builtins.int = ...,
+        argument: _builtins.int = ...,
+        name: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argument", b"argument", "error", b"error", "name", b"name", "option", b"option"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Prctl: _TypeAlias = Prctl  # noqa: Y015
+
+@_typing.final
+class Namespace(_message.Message):
+    """A change of namespaces; those after it stand in Event.process."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    ENTERED_FIELD_NUMBER: _builtins.int
+    CLONE_FLAGS_FIELD_NUMBER: _builtins.int
+    error: _builtins.int
+    """errno, 0 when it succeeded."""
+    entered: _builtins.int
+    """1: other, existing ones (setns); 0: new ones (unshare)."""
+    clone_flags: _builtins.int
+    """Which: CLONE_NEWNS (0x20000) and its relatives; 0: all of a descriptor's."""
+    def __init__(
+        self,
+        *,
+        error: _builtins.int = ...,
+        entered: _builtins.int = ...,
+        clone_flags: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_flags", b"clone_flags", "entered", b"entered", "error", b"error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Namespace: _TypeAlias = Namespace  # noqa: Y015
+
+@_typing.final
+class Mount(_message.Message):
+    """A change of the tree of mounts, or of a process's place in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    PATH_FLAGS_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    FILESYSTEM_FIELD_NUMBER: _builtins.int
+    error: _builtins.int
+    """errno, 0 when it succeeded."""
+    flags: _builtins.int
+    """Flags of the call: MS_BIND (0x1000), MNT_DETACH (2) and their relatives."""
+    path_flags: _builtins.int
+    """Bits of PathFlag, for `path` and `source`."""
+    path: _builtins.bytes
+    """Where: the mount point, the new root."""
+    source: _builtins.bytes
+    """What is mounted, as the process named it; for pivot_root where the old root goes."""
+    filesystem: _builtins.bytes
+    """Type of the file system, empty where the call does not tell it."""
+    def __init__(
+        self,
+        *,
+        error: _builtins.int = ...,
+        flags: _builtins.int = ...,
+        path_flags: _builtins.int = ...,
+        path: _builtins.bytes = ...,
+        source: _builtins.bytes = ...,
+        filesystem: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "filesystem", b"filesystem", "flags", b"flags", "path", b"path", "path_flags", b"path_flags", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mount: _TypeAlias = Mount  # noqa: Y015
+
+@_typing.final
+class File(_message.Message):
+    """An act on a file. Unless path_flags says otherwise the path is the kernel's own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    OPEN_FLAGS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    INODE_FIELD_NUMBER: _builtins.int
+    DEV_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    GID_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    PATH_FLAGS_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    error: _builtins.int
+    """errno, 0 when it succeeded. Failures other than EACCES and EPERM are not told."""
+    open_flags: _builtins.int
+    """Flags of open; flags of the call for others."""
+    mode: _builtins.int
+    """Type and permission bits of the file after the act; 0 where it is not known."""
+    inode: _builtins.int
+    """Inode of the file; 0 where it is not known."""
+    dev: _builtins.int
+    """Device of the file: major << 20 | minor."""
+    uid: _builtins.int
+    """Owner of the file; for chown the new one (4294967295: not changed)."""
+    gid: _builtins.int
+    """Group of the file; for chown the new one (4294967295: not changed)."""
+    size: _builtins.int
+    """Size after truncate; 0 for others."""
+    path_flags: _builtins.int
+    """Bits of PathFlag, for `path` and `source`."""
+    path: _builtins.bytes
+    """The name that the act made, changed or removed; for rename, link and symlink the new one."""
+    source: _builtins.bytes
+    """For rename and link the name that there was; for symlink what the link says."""
+    attribute: _builtins.bytes
+    """Name of the extended attribute."""
+    def __init__(
+        self,
+        *,
+        error: _builtins.int = ...,
+        open_flags: _builtins.int = ...,
+        mode: _builtins.int = ...,
+        inode: _builtins.int = ...,
+        dev: _builtins.int = ...,
+        uid: _builtins.int = ...,
+        gid: _builtins.int = ...,
+        size: _builtins.int = ...,
+        path_flags: _builtins.int = ...,
+        path: _builtins.bytes = ...,
+        source: _builtins.bytes = ...,
+        attribute: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "dev", b"dev", "error", b"error", "gid", b"gid", "inode", b"inode", "mode", b"mode", "open_flags", b"open_flags", "path", b"path", "path_flags", b"path_flags", "size", b"size", "source", b"source", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___File: _TypeAlias = File  # noqa: Y015
+
+@_typing.final
+class Memory(_message.Message):
+    """Memory that can hold code."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    PROTECTION_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    INODE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    error: _builtins.int
+    """errno, 0 when it succeeded."""
+    address: _builtins.int
+    """First address; 0 for a file in memory."""
+    length: _builtins.int
+    """Length."""
+    protection: _builtins.int
+    """Protection asked for: PROT_READ 1, PROT_WRITE 2, PROT_EXEC 4."""
+    flags: _builtins.int
+    """Flags of mmap or memfd_create."""
+    inode: _builtins.int
+    """Inode of the file in memory; 0 for others."""
+    name: _builtins.bytes
+    """Name that memfd_create was given."""
+    def __init__(
+        self,
+        *,
+        error: _builtins.int = ...,
+        address: _builtins.int = ...,
+        length: _builtins.int = ...,
+        protection: _builtins.int = ...,
+        flags: _builtins.int = ...,
+        inode: _builtins.int = ...,
+        name: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "error", b"error", "flags", b"flags", "inode", b"inode", "length", b"length", "name", b"name", "protection", b"protection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Memory: _TypeAlias = Memory  # noqa: Y015
+
+@_typing.final
+class Module(_message.Message):
+    """A kernel module."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    TAINTS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    error: _builtins.int
+    """errno, 0 when it succeeded."""
+    taints: _builtins.int
+    """Taint bits of the module (bit 12: out of tree, bit 13: unsigned)."""
+    name: _builtins.bytes
+    """Name of the module; empty when it was refused before the kernel knew it."""
+    def __init__(
+        self,
+        *,
+        error: _builtins.int = ...,
+        taints: _builtins.int = ...,
+        name: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "name", b"name", "taints", b"taints"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Module: _TypeAlias = Module  # noqa: Y015
+
+@_typing.final
+class Bpf(_message.Message):
+    """A use of bpf(). Told: BPF_MAP_CREATE, BPF_PROG_LOAD, BPF_PROG_ATTACH, BPF_RAW_TRACEPOINT_OPEN and
+    BPF_LINK_CREATE; not those of the sensor itself.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    OBJECT_TYPE_FIELD_NUMBER: _builtins.int
+    ATTACH_TYPE_FIELD_NUMBER: _builtins.int
+    OBJECT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    error: _builtins.int
+    """errno, 0 when it succeeded."""
+    command: _builtins.int
+    """Command: 0 map create, 5 program load, 8 program attach, 17 tracepoint open, 28 link create."""
+    object_type: _builtins.int
+    """Type of the program or map."""
+    attach_type: _builtins.int
+    """Attach type; 0 where there is none."""
+    object_id: _builtins.int
+    """Id of the program or map; 0 when it is not known."""
+    name: _builtins.bytes
+    """Name of the program or map."""
+    def __init__(
+        self,
+        *,
+        error: _builtins.int = ...,
+        command: _builtins.int = ...,
+        object_type: _builtins.int = ...,
+        attach_type: _builtins.int = ...,
+        object_id: _builtins.int = ...,
+        name: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_type", b"attach_type", "command", b"command", "error", b"error", "name", b"name", "object_id", b"object_id", "object_type", b"object_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Bpf: _TypeAlias = Bpf  # noqa: Y015
+
+@_typing.final
+class Kexec(_message.Message):
+    """A kernel for kexec."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    PATH_FLAGS_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    error: _builtins.int
+    """errno, 0 when it succeeded."""
+    flags: _builtins.int
+    """Flags of the call."""
+    path_flags: _builtins.int
+    """Bits of PathFlag."""
+    path: _builtins.bytes
+    """File of the kernel; empty for kexec_load."""
+    def __init__(
+        self,
+        *,
+        error: _builtins.int = ...,
+        flags: _builtins.int = ...,
+        path_flags: _builtins.int = ...,
+        path: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "flags", b"flags", "path", b"path", "path_flags", b"path_flags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Kexec: _TypeAlias = Kexec  # noqa: Y015
+
+@_typing.final
+class PerfEvent(_message.Message):
+    """A performance event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    EVENT_TYPE_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    TARGET_PID_FIELD_NUMBER: _builtins.int
+    TARGET_CPU_FIELD_NUMBER: _builtins.int
+    error: _builtins.int
+    """errno, 0 when it succeeded."""
+    event_type: _builtins.int
+    """Type of the event (1 software, 2 tracepoint, 6 kprobe and later ones by number)."""
+    config: _builtins.int
+    """Its configuration: for a tracepoint its id."""
+    target_pid: _builtins.int
+    """Process that is measured; 0 the caller, 4294967295 every one."""
+    target_cpu: _builtins.int
+    """CPU that is measured; 4294967295 every one."""
+    def __init__(
+        self,
+        *,
+        error: _builtins.int = ...,
+        event_type: _builtins.int = ...,
+        config: _builtins.int = ...,
+        target_pid: _builtins.int = ...,
+        target_cpu: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "error", b"error", "event_type", b"event_type", "target_cpu", b"target_cpu", "target_pid", b"target_pid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PerfEvent: _TypeAlias = PerfEvent  # noqa: Y015
+
+@_typing.final
+class IoPorts(_message.Message):
+    """Access to I/O ports."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
+    error: _builtins.int
+    """errno, 0 when it succeeded."""
+    level: _builtins.int
+    """Privilege level of iopl; 0 for ioperm."""
+    first: _builtins.int
+    """First port of ioperm."""
+    count: _builtins.int
+    """Number of ports of ioperm."""
+    granted: _builtins.int
+    """1: access is given, 0: taken away."""
+    def __init__(
+        self,
+        *,
+        error: _builtins.int = ...,
+        level: _builtins.int = ...,
+        first: _builtins.int = ...,
+        count: _builtins.int = ...,
+        granted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "error", b"error", "first", b"first", "granted", b"granted", "level", b"level"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IoPorts: _TypeAlias = IoPorts  # noqa: Y015
+
+@_typing.final
+class Socket(_message.Message):
+    """A socket of this host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    FAMILY_FIELD_NUMBER: _builtins.int
+    SOCKET_TYPE_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    BACKLOG_FIELD_NUMBER: _builtins.int
+    SOCKET_COOKIE_FIELD_NUMBER: _builtins.int
+    PEER_PID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    error: _builtins.int
+    """errno, 0 when it succeeded."""
+    family: _builtins.int
+    """Address family: 1 Unix, 2 IPv4, 10 IPv6, 16 netlink, 17 packet."""
+    socket_type: _builtins.int
+    """1 stream, 2 datagram, 3 raw, 5 sequential packets, 10 packet."""
+    protocol: _builtins.int
+    """IP protocol, or Ethernet protocol of a packet socket."""
+    port: _builtins.int
+    """Local port; for a Unix socket 0."""
+    backlog: _builtins.int
+    """Connections that may wait (listen)."""
+    socket_cookie: _builtins.int
+    """Kernel's id of the socket; 0 where it has none yet."""
+    peer_pid: _builtins.int
+    """Process that listens on the Unix socket; 0 for others."""
+    address: _builtins.bytes
+    """Local address, 4 or 16 bytes."""
+    path: _builtins.bytes
+    """Path of the Unix socket; an abstract name begins with '@'."""
+    def __init__(
+        self,
+        *,
+        error: _builtins.int = ...,
+        family: _builtins.int = ...,
+        socket_type: _builtins.int = ...,
+        protocol: _builtins.int = ...,
+        port: _builtins.int = ...,
+        backlog: _builtins.int = ...,
+        socket_cookie: _builtins.int = ...,
+        peer_pid: _builtins.int = ...,
+        address: _builtins.bytes = ...,
+        path: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "backlog", b"backlog", "error", b"error", "family", b"family", "path", b"path", "peer_pid", b"peer_pid", "port", b"port", "protocol", b"protocol", "socket_cookie", b"socket_cookie", "socket_type", b"socket_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Socket: _TypeAlias = Socket  # noqa: Y015
+
+@_typing.final
+class Dns(_message.Message):
+    """A DNS message. `name` and `addresses` are read by the kernel; `message` is all of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    RESPONSE_CODE_FIELD_NUMBER: _builtins.int
+    QUESTION_TYPE_FIELD_NUMBER: _builtins.int
+    QUESTION_CLASS_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    CLIENT_PORT_FIELD_NUMBER: _builtins.int
+    SERVER_PORT_FIELD_NUMBER: _builtins.int
+    MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    SOCKET_COOKIE_FIELD_NUMBER: _builtins.int
+    CLIENT_IP_FIELD_NUMBER: _builtins.int
+    SERVER_IP_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    protocol: _builtins.int
+    """IP protocol: 17 or 6."""
+    id: _builtins.int
+    """Id of the message."""
+    flags: _builtins.int
+    """Flags of the message's head."""
+    response_code: _builtins.int
+    """Response code: 0 no error, 3 no such name."""
+    question_type: _builtins.int
+    """Type of the question: 1 A, 28 AAAA, 16 TXT and others by number."""
+    question_class: _builtins.int
+    """Class of the question: 1 IN."""
+    answers: _builtins.int
+    """Records in the answer section."""
+    client_port: _builtins.int
+    """Port of the asking socket."""
+    server_port: _builtins.int
+    """Port of the server."""
+    message_bytes: _builtins.int
+    """Size of the message; greater than that of `message` when it is cut."""
+    socket_cookie: _builtins.int
+    """Kernel's id of the socket."""
+    client_ip: _builtins.bytes
+    """Address of the asking socket, 4 or 16 bytes."""
+    server_ip: _builtins.bytes
+    """Address of the server, 4 or 16 bytes."""
+    name: _builtins.bytes
+    """Name of the first question, labels joined by dots, without the root's."""
+    addresses: _builtins.bytes
+    """A and AAAA answers, each one length byte and 4 or 16 bytes; at most 16."""
+    message: _builtins.bytes
+    """The message as it was on the wire; only of answers."""
+    def __init__(
+        self,
+        *,
+        protocol: _builtins.int = ...,
+        id: _builtins.int = ...,
+        flags: _builtins.int = ...,
+        response_code: _builtins.int = ...,
+        question_type: _builtins.int = ...,
+        question_class: _builtins.int = ...,
+        answers: _builtins.int = ...,
+        client_port: _builtins.int = ...,
+        server_port: _builtins.int = ...,
+        message_bytes: _builtins.int = ...,
+        socket_cookie: _builtins.int = ...,
+        client_ip: _builtins.bytes = ...,
+        server_ip: _builtins.bytes = ...,
+        name: _builtins.bytes = ...,
+        addresses: _builtins.bytes = ...,
+        message: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "answers", b"answers", "client_ip", b"client_ip", "client_port", b"client_port", "flags", b"flags", "id", b"id", "message", b"message", "message_bytes", b"message_bytes", "name", b"name", "protocol", b"protocol", "question_class", b"question_class", "question_type", b"question_type", "response_code", b"response_code", "server_ip", b"server_ip", "server_port", b"server_port", "socket_cookie", b"socket_cookie"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Dns: _TypeAlias = Dns  # noqa: Y015
 
 @_typing.final
 class Loss(_message.Message):
-    """Events were lost. Written by user space, never by an eBPF program."""
+    """Events were lost, or held back. Written by user space, never by an eBPF program."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -602,6 +1569,46 @@ class Event(_message.Message):
     TCP_ACCEPT_FIELD_NUMBER: _builtins.int
     TCP_CLOSE_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
+    THROTTLED_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    PTRACE_FIELD_NUMBER: _builtins.int
+    PROCESS_WRITE_FIELD_NUMBER: _builtins.int
+    PRCTL_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    MOUNT_FIELD_NUMBER: _builtins.int
+    UMOUNT_FIELD_NUMBER: _builtins.int
+    PIVOT_ROOT_FIELD_NUMBER: _builtins.int
+    CHROOT_FIELD_NUMBER: _builtins.int
+    FILE_WRITE_FIELD_NUMBER: _builtins.int
+    FILE_CREATE_FIELD_NUMBER: _builtins.int
+    FILE_READ_FIELD_NUMBER: _builtins.int
+    FILE_DELETE_FIELD_NUMBER: _builtins.int
+    FILE_RENAME_FIELD_NUMBER: _builtins.int
+    FILE_LINK_FIELD_NUMBER: _builtins.int
+    FILE_SYMLINK_FIELD_NUMBER: _builtins.int
+    FILE_CHMOD_FIELD_NUMBER: _builtins.int
+    FILE_CHOWN_FIELD_NUMBER: _builtins.int
+    FILE_XATTR_FIELD_NUMBER: _builtins.int
+    FILE_TRUNCATE_FIELD_NUMBER: _builtins.int
+    FILE_TIMES_FIELD_NUMBER: _builtins.int
+    DIRECTORY_CREATE_FIELD_NUMBER: _builtins.int
+    MEMFD_CREATE_FIELD_NUMBER: _builtins.int
+    MEMORY_EXECUTABLE_FIELD_NUMBER: _builtins.int
+    MODULE_LOAD_FIELD_NUMBER: _builtins.int
+    MODULE_UNLOAD_FIELD_NUMBER: _builtins.int
+    BPF_FIELD_NUMBER: _builtins.int
+    KEXEC_FIELD_NUMBER: _builtins.int
+    PERF_EVENT_OPEN_FIELD_NUMBER: _builtins.int
+    IO_PORTS_FIELD_NUMBER: _builtins.int
+    SOCKET_LISTEN_FIELD_NUMBER: _builtins.int
+    SOCKET_BIND_FIELD_NUMBER: _builtins.int
+    RAW_SOCKET_FIELD_NUMBER: _builtins.int
+    UNIX_CONNECT_FIELD_NUMBER: _builtins.int
+    UDP_FLOW_FIELD_NUMBER: _builtins.int
+    DNS_QUERY_FIELD_NUMBER: _builtins.int
+    DNS_ANSWER_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
     boottime_ns: _builtins.int
     """Time since boot, suspend included; the batch tells the wall clock's offset."""
     cpu_sequence: _builtins.int
@@ -633,20 +1640,180 @@ class Event(_message.Message):
         """A process ended."""
 
     @_builtins.property
-    def tcp_connect(self) -> Global___TcpConnection:
+    def tcp_connect(self) -> Global___Connection:
         """An outbound connection."""
 
     @_builtins.property
-    def tcp_accept(self) -> Global___TcpConnection:
+    def tcp_accept(self) -> Global___Connection:
         """An inbound connection."""
 
     @_builtins.property
-    def tcp_close(self) -> Global___TcpConnection:
+    def tcp_close(self) -> Global___Connection:
         """The end of a connection."""
 
     @_builtins.property
     def loss(self) -> Global___Loss:
         """Events were lost."""
+
+    @_builtins.property
+    def throttled(self) -> Global___Loss:
+        """Events were held back."""
+
+    @_builtins.property
+    def credentials(self) -> Global___Credentials:
+        """Ids or capabilities changed."""
+
+    @_builtins.property
+    def ptrace(self) -> Global___ProcessAccess:
+        """A process traced another."""
+
+    @_builtins.property
+    def process_write(self) -> Global___ProcessAccess:
+        """A process wrote to another's memory."""
+
+    @_builtins.property
+    def prctl(self) -> Global___Prctl:
+        """A process changed its own nature."""
+
+    @_builtins.property
+    def signal(self) -> Global___ProcessAccess:
+        """A signal to another user's process."""
+
+    @_builtins.property
+    def namespace(self) -> Global___Namespace:
+        """Other namespaces."""
+
+    @_builtins.property
+    def mount(self) -> Global___Mount:
+        """A mount."""
+
+    @_builtins.property
+    def umount(self) -> Global___Mount:
+        """An unmount."""
+
+    @_builtins.property
+    def pivot_root(self) -> Global___Mount:
+        """An exchange of the root."""
+
+    @_builtins.property
+    def chroot(self) -> Global___Mount:
+        """Another root directory."""
+
+    @_builtins.property
+    def file_write(self) -> Global___File:
+        """A file opened for writing."""
+
+    @_builtins.property
+    def file_create(self) -> Global___File:
+        """A new file."""
+
+    @_builtins.property
+    def file_read(self) -> Global___File:
+        """A watched file opened for reading."""
+
+    @_builtins.property
+    def file_delete(self) -> Global___File:
+        """A name that was removed."""
+
+    @_builtins.property
+    def file_rename(self) -> Global___File:
+        """A new name for an old one."""
+
+    @_builtins.property
+    def file_link(self) -> Global___File:
+        """One more name."""
+
+    @_builtins.property
+    def file_symlink(self) -> Global___File:
+        """A symbolic link."""
+
+    @_builtins.property
+    def file_chmod(self) -> Global___File:
+        """Other permission bits."""
+
+    @_builtins.property
+    def file_chown(self) -> Global___File:
+        """Another owner."""
+
+    @_builtins.property
+    def file_xattr(self) -> Global___File:
+        """An extended attribute."""
+
+    @_builtins.property
+    def file_truncate(self) -> Global___File:
+        """Another size."""
+
+    @_builtins.property
+    def file_times(self) -> Global___File:
+        """Other times."""
+
+    @_builtins.property
+    def directory_create(self) -> Global___File:
+        """A new directory."""
+
+    @_builtins.property
+    def memfd_create(self) -> Global___Memory:
+        """A file in memory."""
+
+    @_builtins.property
+    def memory_executable(self) -> Global___Memory:
+        """Memory to write and to execute."""
+
+    @_builtins.property
+    def module_load(self) -> Global___Module:
+        """A module being loaded."""
+
+    @_builtins.property
+    def module_unload(self) -> Global___Module:
+        """A module that went."""
+
+    @_builtins.property
+    def bpf(self) -> Global___Bpf:
+        """A use of bpf()."""
+
+    @_builtins.property
+    def kexec(self) -> Global___Kexec:
+        """A kernel for kexec."""
+
+    @_builtins.property
+    def perf_event_open(self) -> Global___PerfEvent:
+        """A performance event."""
+
+    @_builtins.property
+    def io_ports(self) -> Global___IoPorts:
+        """Access to I/O ports."""
+
+    @_builtins.property
+    def socket_listen(self) -> Global___Socket:
+        """A socket that listens."""
+
+    @_builtins.property
+    def socket_bind(self) -> Global___Socket:
+        """A local address."""
+
+    @_builtins.property
+    def raw_socket(self) -> Global___Socket:
+        """A raw or packet socket."""
+
+    @_builtins.property
+    def unix_connect(self) -> Global___Socket:
+        """A connection to a watched Unix socket."""
+
+    @_builtins.property
+    def udp_flow(self) -> Global___Connection:
+        """The first datagram to a destination."""
+
+    @_builtins.property
+    def dns_query(self) -> Global___Dns:
+        """A question to a DNS server."""
+
+    @_builtins.property
+    def dns_answer(self) -> Global___Dns:
+        """An answer of a DNS server."""
+
+    @_builtins.property
+    def target(self) -> Global___Process:
+        """Whom it was done to, where that is a process."""
 
     def __init__(
         self,
@@ -661,16 +1828,56 @@ class Event(_message.Message):
         exec: Global___Exec | None = ...,
         fork: Global___Fork | None = ...,
         exit: Global___Exit | None = ...,
-        tcp_connect: Global___TcpConnection | None = ...,
-        tcp_accept: Global___TcpConnection | None = ...,
-        tcp_close: Global___TcpConnection | None = ...,
+        tcp_connect: Global___Connection | None = ...,
+        tcp_accept: Global___Connection | None = ...,
+        tcp_close: Global___Connection | None = ...,
         loss: Global___Loss | None = ...,
+        throttled: Global___Loss | None = ...,
+        credentials: Global___Credentials | None = ...,
+        ptrace: Global___ProcessAccess | None = ...,
+        process_write: Global___ProcessAccess | None = ...,
+        prctl: Global___Prctl | None = ...,
+        signal: Global___ProcessAccess | None = ...,
+        namespace: Global___Namespace | None = ...,
+        mount: Global___Mount | None = ...,
+        umount: Global___Mount | None = ...,
+        pivot_root: Global___Mount | None = ...,
+        chroot: Global___Mount | None = ...,
+        file_write: Global___File | None = ...,
+        file_create: Global___File | None = ...,
+        file_read: Global___File | None = ...,
+        file_delete: Global___File | None = ...,
+        file_rename: Global___File | None = ...,
+        file_link: Global___File | None = ...,
+        file_symlink: Global___File | None = ...,
+        file_chmod: Global___File | None = ...,
+        file_chown: Global___File | None = ...,
+        file_xattr: Global___File | None = ...,
+        file_truncate: Global___File | None = ...,
+        file_times: Global___File | None = ...,
+        directory_create: Global___File | None = ...,
+        memfd_create: Global___Memory | None = ...,
+        memory_executable: Global___Memory | None = ...,
+        module_load: Global___Module | None = ...,
+        module_unload: Global___Module | None = ...,
+        bpf: Global___Bpf | None = ...,
+        kexec: Global___Kexec | None = ...,
+        perf_event_open: Global___PerfEvent | None = ...,
+        io_ports: Global___IoPorts | None = ...,
+        socket_listen: Global___Socket | None = ...,
+        socket_bind: Global___Socket | None = ...,
+        raw_socket: Global___Socket | None = ...,
+        unix_connect: Global___Socket | None = ...,
+        udp_flow: Global___Connection | None = ...,
+        dns_query: Global___Dns | None = ...,
+        dns_answer: Global___Dns | None = ...,
+        target: Global___Process | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "exec", b"exec", "exit", b"exit", "fork", b"fork", "loss", b"loss", "parent", b"parent", "process", b"process", "tcp_accept", b"tcp_accept", "tcp_close", b"tcp_close", "tcp_connect", b"tcp_connect"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bpf", b"bpf", "chroot", b"chroot", "credentials", b"credentials", "directory_create", b"directory_create", "dns_answer", b"dns_answer", "dns_query", b"dns_query", "exec", b"exec", "exit", b"exit", "file_chmod", b"file_chmod", "file_chown", b"file_chown", "file_create", b"file_create", "file_delete", b"file_delete", "file_link", b"file_link", "file_read", b"file_read", "file_rename", b"file_rename", "file_symlink", b"file_symlink", "file_times", b"file_times", "file_truncate", b"file_truncate", "file_write", b"file_write", "file_xattr", b"file_xattr", "fork", b"fork", "io_ports", b"io_ports", "kexec", b"kexec", "loss", b"loss", "memfd_create", b"memfd_create", "memory_executable", b"memory_executable", "module_load", b"module_load", "module_unload", b"module_unload", "mount", b"mount", "namespace", b"namespace", "parent", b"parent", "perf_event_open", b"perf_event_open", "pivot_root", b"pivot_root", "prctl", b"prctl", "process", b"process", "process_write", b"process_write", "ptrace", b"ptrace", "raw_socket", b"raw_socket", "signal", b"signal", "socket_bind", b"socket_bind", "socket_listen", b"socket_listen", "target", b"target", "tcp_accept", b"tcp_accept", "tcp_close", b"tcp_close", "tcp_connect", b"tcp_connect", "throttled", b"throttled", "udp_flow", b"udp_flow", "umount", b"umount", "unix_connect", b"unix_connect"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "boottime_ns", b"boottime_ns", "cpu", b"cpu", "cpu_sequence", b"cpu_sequence", "exec", b"exec", "exit", b"exit", "flags", b"flags", "fork", b"fork", "loss", b"loss", "parent", b"parent", "process", b"process", "tcp_accept", b"tcp_accept", "tcp_close", b"tcp_close", "tcp_connect", b"tcp_connect", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "boottime_ns", b"boottime_ns", "bpf", b"bpf", "chroot", b"chroot", "cpu", b"cpu", "cpu_sequence", b"cpu_sequence", "credentials", b"credentials", "directory_create", b"directory_create", "dns_answer", b"dns_answer", "dns_query", b"dns_query", "exec", b"exec", "exit", b"exit", "file_chmod", b"file_chmod", "file_chown", b"file_chown", "file_create", b"file_create", "file_delete", b"file_delete", "file_link", b"file_link", "file_read", b"file_read", "file_rename", b"file_rename", "file_symlink", b"file_symlink", "file_times", b"file_times", "file_truncate", b"file_truncate", "file_write", b"file_write", "file_xattr", b"file_xattr", "flags", b"flags", "fork", b"fork", "io_ports", b"io_ports", "kexec", b"kexec", "loss", b"loss", "memfd_create", b"memfd_create", "memory_executable", b"memory_executable", "module_load", b"module_load", "module_unload", b"module_unload", "mount", b"mount", "namespace", b"namespace", "parent", b"parent", "perf_event_open", b"perf_event_open", "pivot_root", b"pivot_root", "prctl", b"prctl", "process", b"process", "process_write", b"process_write", "ptrace", b"ptrace", "raw_socket", b"raw_socket", "signal", b"signal", "socket_bind", b"socket_bind", "socket_listen", b"socket_listen", "target", b"target", "tcp_accept", b"tcp_accept", "tcp_close", b"tcp_close", "tcp_connect", b"tcp_connect", "throttled", b"throttled", "type", b"type", "udp_flow", b"udp_flow", "umount", b"umount", "unix_connect", b"unix_connect"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["exec", "fork", "exit", "tcp_connect", "tcp_accept", "tcp_close", "loss"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["exec", "fork", "exit", "tcp_connect", "tcp_accept", "tcp_close", "loss", "throttled", "credentials", "ptrace", "process_write", "prctl", "signal", "namespace", "mount", "umount", "pivot_root", "chroot", "file_write", "file_create", "file_read", "file_delete", "file_rename", "file_link", "file_symlink", "file_chmod", "file_chown", "file_xattr", "file_truncate", "file_times", "directory_create", "memfd_create", "memory_executable", "module_load", "module_unload", "bpf", "kexec", "perf_event_open", "io_ports", "socket_listen", "socket_bind", "raw_socket", "unix_connect", "udp_flow", "dns_query", "dns_answer"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

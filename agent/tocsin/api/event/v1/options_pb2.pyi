@@ -46,6 +46,16 @@ class _PresentationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Presenta
     """Hexadecimal with 0x in front (capabilities, masks)."""
     PRESENTATION_FLAGS: _Presentation.ValueType  # 7
     """A set of flags of the enum that the comment names."""
+    PRESENTATION_PATH: _Presentation.ValueType  # 8
+    """A path that a process may have passed; shown without "//", "/./" and "/../"."""
+    PRESENTATION_ERRNO: _Presentation.ValueType  # 9
+    """An errno, shown by its name ("EACCES"), 0 as "success"."""
+    PRESENTATION_ENUM: _Presentation.ValueType  # 10
+    """A number of an enum."""
+    PRESENTATION_IPS: _Presentation.ValueType  # 11
+    """Addresses, each one length byte and 4 or 16 bytes, shown joined by ";"."""
+    PRESENTATION_SIGNAL: _Presentation.ValueType  # 12
+    """A signal number."""
 
 class Presentation(_Presentation, metaclass=_PresentationEnumTypeWrapper):
     """How the wire value of a field is shown where text is wanted: in a rule, in
@@ -68,6 +78,16 @@ PRESENTATION_HEX: Presentation.ValueType  # 6
 """Hexadecimal with 0x in front (capabilities, masks)."""
 PRESENTATION_FLAGS: Presentation.ValueType  # 7
 """A set of flags of the enum that the comment names."""
+PRESENTATION_PATH: Presentation.ValueType  # 8
+"""A path that a process may have passed; shown without "//", "/./" and "/../"."""
+PRESENTATION_ERRNO: Presentation.ValueType  # 9
+"""An errno, shown by its name ("EACCES"), 0 as "success"."""
+PRESENTATION_ENUM: Presentation.ValueType  # 10
+"""A number of an enum."""
+PRESENTATION_IPS: Presentation.ValueType  # 11
+"""Addresses, each one length byte and 4 or 16 bytes, shown joined by ";"."""
+PRESENTATION_SIGNAL: Presentation.ValueType  # 12
+"""A signal number."""
 Global___Presentation: _TypeAlias = Presentation  # noqa: Y015
 
 @_typing.final

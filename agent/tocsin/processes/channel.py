@@ -44,7 +44,8 @@ class Kind(IntEnum):
     ATTACH = 10  # one fd: the channel to a peer; code = Role; a = epoch of positions; b = 1: it waits for SWITCH
     SHUTDOWN = 11
     # sensor <-> monitor
-    KEEP = 20  # the fds of EventSource.handover; the first message to a sensor gives them back, if there are any
+    # the fds of EventSource.handover and, last, of ToldLosses; the first message to a sensor gives them back
+    KEEP = 20
     SWITCH = 21  # monitor -> sensor: the evaluator attached last takes over between two batches
     SWITCHED = 22  # sensor -> monitor: a = position of the first byte that the new evaluator sees
     # monitor -> evaluator

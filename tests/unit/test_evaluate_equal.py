@@ -11,6 +11,7 @@ from tocsin.errors import WireError
 from tocsin.evaluate import semantics
 from tocsin.evaluate.fast import FastMatcher
 from tocsin.evaluate.match import Matcher, NamedEvent
+from tocsin.evaluate.memo import Memo
 from tocsin.evaluate.projection import Projection
 from tocsin.evaluate.reference import ReferenceMatcher
 from tocsin.evaluate.release import Release
@@ -287,6 +288,7 @@ def assert_equal_on_batch(release: Release, names: dict[int, bytes], raw: bytes)
     expected = reference.match_batch(raw)
     for matcher in fast:
         assert matcher.match_batch(raw) == expected
+        assert matcher.match_batch(raw) == expected, "from memory"
         assert not matcher.faults
 
 
@@ -325,7 +327,7 @@ def test_the_projection_shows_what_the_semantics_say(events: list[event_pb2.Even
     projection = Projection(fields, tuple(semantics.EVENT_FIELDS), every_field=True)
     projection.set_users(names)
     index = framing.index(batch(*events))
-    buffer, ends = projection.project(index)
+    buffer, ends, _ = projection.project(index, Memo())
     start = 0
     for event, end in zip(events, ends, strict=True):
         assert bytes(buffer[start:end]) == b"".join(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tocsin.api.event.v1 import event_pb2
 from tocsin.evaluate import marker, semantics
+from tocsin.evaluate.memo import Memo
 from tocsin.evaluate.projection import Projection
 from tocsin.records import framing
 from tocsin.records.field import ERROR_NAMES, Field, Presentation, Wire
@@ -27,7 +28,7 @@ def projected(raw_batch: bytes, *fields: Field) -> list[bytes]:
         table.setdefault(field.event_type, {})[field.name] = field
     names = sorted({field.name for field in fields})
     projection = Projection(names, tuple(table), every_field=False, table=table)
-    buffer, ends = projection.project(framing.index(raw_batch))
+    buffer, ends, _ = projection.project(framing.index(raw_batch), Memo())
     return [bytes(buffer[start:end]) for start, end in zip((0, *ends), ends, strict=False)]
 
 

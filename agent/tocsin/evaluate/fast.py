@@ -1,8 +1,9 @@
 """The matcher that is shipped: one scan over a batch finds candidates, only they are decoded and checked.
 
-batch -> index (C) -> projection of the used fields (C) -> one Hyperscan scan
--> events with hits -> their remembered outcome, or an exact check by closures. Equal to the reference
-matcher on every well-formed input; an event that no rule looks at is not read.
+batch -> index (C) -> projection of the used fields (C), left out where the like
+was seen before -> one Hyperscan scan -> events with hits -> exact check by
+closures. Equal to the reference matcher on every well-formed input; an event
+that no rule looks at is not read.
 One matcher belongs to one thread.
 """
 
@@ -20,7 +21,7 @@ from tocsin.evaluate import marker, semantics
 from tocsin.evaluate.boundary import BoundedRule
 from tocsin.evaluate.literal import USELESS_COST
 from tocsin.evaluate.match import Match, NamedEvent, NamedMatch
-from tocsin.evaluate.memo import Memo
+from tocsin.evaluate.memo import UNKNOWN, Memo
 from tocsin.evaluate.predicate import closure
 from tocsin.evaluate.prefilter import Hit, Prefilter
 from tocsin.evaluate.projection import Projection
@@ -93,18 +94,17 @@ class FastMatcher:
         """Matches of a batch whose index is known."""
         if not self._lanes:
             return []
-        buffer, ends = self._projection.project(index)
-        text, types = bytes(buffer), index.types
-        hits = self._prefilter.scan(text)
-        found: list[Match] = []
-        for event, (first, behind) in self._checks(types, hits, ends):
-            key = (types[event], text[ends[event - 1] if event else 0 : ends[event]])
-            outcome = self._memo.get(key)
-            if outcome is None:
-                outcome = self._outcome(index, event, hits[first:behind])
-                self._memo.put(key, outcome)
-            found += [Match(event, index.event(event), self._rules[number].rule) for number in outcome]
-        return found
+        if self._memo.full:
+            self._memo = Memo()
+        memo = self._memo
+        buffer, ends, outcomes = self._projection.project(index, memo)
+        text = bytes(buffer)
+        if UNKNOWN in outcomes:
+            for event, hits in self._checks(index.types, text, ends, outcomes):
+                outcomes[event] = memo.number(self._outcome(index, event, hits))
+            memo.remember(index.types, text, ends, outcomes)
+        found = [(event, outcome) for event, outcome in enumerate(outcomes) if outcome]
+        return [Match(e, index.event(e), self._rules[number].rule) for e, outcome in found for number in memo[outcome]]
 
     def match_named(self, events: Sequence[NamedEvent]) -> list[NamedMatch]:
         """Matches of named events."""
@@ -125,13 +125,17 @@ class FastMatcher:
             for number in self._satisfied(candidates[event], views[event])
         ]
 
-    def _checks(self, types: bytes | bytearray, hits: Sequence[Hit], ends: Sequence[int]) -> Iterable[tuple[int, Span]]:
-        """The events that may satisfy a rule, in order, each with its hits."""
-        checks = groups(hits, ends)
-        if not self._always:
-            return checks.items()
-        checks.update({i: NO_HITS for i, t in enumerate(types) if t in self._always and i not in checks})
-        return sorted(checks.items())
+    def _checks(
+        self, types: bytearray, text: bytes, ends: Sequence[int], outcomes: Sequence[int]
+    ) -> Iterator[tuple[int, Sequence[Hit]]]:
+        """The events of unknown outcome that may satisfy a rule, each with its hits."""
+        hits = self._prefilter.scan(text)
+        spans = groups(hits, ends)
+        if self._always:
+            unknown = (i for i, outcome in enumerate(outcomes) if outcome == UNKNOWN and i not in spans)
+            spans.update({i: NO_HITS for i in unknown if types[i] in self._always})
+        for event, (first, behind) in spans.items():
+            yield event, hits[first:behind]
 
     def _outcome(self, index: framing.Index, event: int, hits: Iterable[Hit]) -> tuple[int, ...]:
         """The rules that the event satisfies; `hits` are those in its piece of the scan buffer."""

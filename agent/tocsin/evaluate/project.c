@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "../records/wire.h"
+#include "memo.h"
 
 /* tocsin.records.field.Presentation */
 enum { PLAIN, ARGV, IP, USER, PROTOCOL, INITIATED, HEX, FLAGS, PATH, ERRNO, ENUM, IPS, SIGNAL };
@@ -450,22 +451,26 @@ static int put_event(struct output *out, const uint8_t *at, const uint8_t *end,
 }
 
 /*
- * Bytes written to `buffer`; fills ends[i] with the offset behind the last byte of event i (the same
- * as before for events of a type without a plan). `bodies` is the set of field numbers of Event's
- * oneof. MALFORMED (then *bad is the event's index) or NO_ROOM otherwise. Offsets and lengths come
- * from tocsin_batch_index for the same batch.
+ * Bytes written to `buffer`. Fills ends[i] with the offset behind the last byte of event i, and
+ * outcomes[i] with what `memo` knows of it, else with MEMO_UNKNOWN; an event without a plan has outcome
+ * 0. Only what is not known stays in the buffer; others end where the one before does. `bodies` is the
+ * set of field numbers of Event's oneof. MALFORMED (then *bad is the event's index) or NO_ROOM
+ * otherwise. Offsets and lengths come from tocsin_batch_index for the same batch.
  */
 int64_t tocsin_project(const uint8_t *batch, size_t batch_size, const uint32_t *offsets,
 		       const uint32_t *lengths, const uint8_t *types, size_t count,
 		       const struct plans *plans, uint64_t bodies, const struct names *names,
-		       uint8_t *buffer, size_t capacity, uint32_t *ends, uint64_t *bad)
+		       struct memo *memo, uint8_t *buffer, size_t capacity, uint32_t *ends,
+		       uint32_t *outcomes, uint64_t *bad)
 {
 	struct output out = {buffer, buffer + capacity};
 
 	for (size_t i = 0; i < count; i++) {
 		unsigned plan = plans->plan_of[types[i]];
+		uint8_t *piece = out.at;
 
 		*bad = i;
+		outcomes[i] = 0;
 		if (plan) {
 			if (offsets[i] > batch_size || lengths[i] > batch_size - offsets[i])
 				return MALFORMED;
@@ -474,6 +479,9 @@ int64_t tocsin_project(const uint8_t *batch, size_t batch_size, const uint32_t *
 						&plans->plans[plan - 1], bodies, names);
 			if (problem)
 				return problem;
+			outcomes[i] = memo_outcome(memo, types[i], piece, (size_t)(out.at - piece));
+			if (outcomes[i] != MEMO_UNKNOWN)
+				out.at = piece;
 		}
 		ends[i] = (uint32_t)(out.at - buffer);
 	}

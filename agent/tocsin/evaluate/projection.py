@@ -12,6 +12,7 @@ from tocsin import native
 from tocsin.api.event.v1 import event_pb2
 from tocsin.errors import WireError
 from tocsin.evaluate import semantics
+from tocsin.evaluate.memo import Memo
 from tocsin.records.field import ERROR_NAMES, Field
 from tocsin.records.framing import Index
 
@@ -90,17 +91,20 @@ class Projection:
             names += name
         self._names = Names(entries, len(ordered), names, _ERRORS, len(_ERRORS))
 
-    def project(self, index: Index) -> tuple[memoryview, "array[int]"]:
-        """The scan buffer, and for each event the offset behind its last byte. Raises WireError."""
-        ends = array("I", bytes(4 * len(index)))
+    def project(self, index: Index, memo: Memo) -> "tuple[memoryview, array[int], array[int]]":
+        """The scan buffer with what `memo` does not know, and two values for each event. Raises WireError.
+
+        They are the offset behind its last byte in the buffer, and its outcome's number in `memo` or UNKNOWN.
+        """
+        ends, outcomes = array("I", bytes(4 * len(index))), array("I", bytes(4 * len(index)))
         size = -2
         while size == -2:
-            size = self._call(index, ends)
+            size = self._call(index, memo, ends, outcomes)
             if size == -2:
                 self._buffer = bytearray(2 * len(self._buffer))
-        return memoryview(self._buffer)[:size], ends
+        return memoryview(self._buffer)[:size], ends, outcomes
 
-    def _call(self, index: Index, ends: "array[int]") -> int:
+    def _call(self, index: Index, memo: Memo, ends: "array[int]", outcomes: "array[int]") -> int:
         bad = ctypes.c_uint64()
         size: int = self._function(
             index.batch,
@@ -112,9 +116,11 @@ class Projection:
             self._plans,
             ctypes.c_uint64(BODIES),
             ctypes.byref(self._names),
+            memo.table,
             (ctypes.c_char * len(self._buffer)).from_buffer(self._buffer),
             ctypes.c_size_t(len(self._buffer)),
             ctypes.c_void_p(ends.buffer_info()[0]),
+            ctypes.c_void_p(outcomes.buffer_info()[0]),
             ctypes.byref(bad),
         )
         if size == -1:

@@ -9,8 +9,10 @@ root: Landlock, seccomp and the limits hold all the same.
 
 import os
 import resource
+from collections.abc import Mapping
 from pathlib import Path
 
+from tocsin.api.event.v1.batch_pb2 import SOURCE_CORE, SOURCE_NETLINK, Source
 from tocsin.sandbox import landlock, seccomp
 from tocsin.sandbox.capabilities import Capability, bound, keep_only
 from tocsin.sandbox.limits import file_size_limit, limit
@@ -23,15 +25,14 @@ from tocsin.sandbox.privileges import (
 )
 from tocsin.sandbox.report import Recorder, SandboxReport, Step
 
-SENSOR_CAPABILITIES = frozenset(
-    {
-        Capability.BPF,
-        Capability.PERFMON,
-        Capability.SYS_RESOURCE,
-        Capability.SYS_PTRACE,
-        Capability.DAC_READ_SEARCH,
-    }
-)
+_OTHERS_PROC = frozenset({Capability.SYS_PTRACE, Capability.DAC_READ_SEARCH})
+"""For executable, directory, namespaces and descriptors of other users' processes in /proc."""
+_EBPF = frozenset({Capability.BPF, Capability.PERFMON, Capability.SYS_RESOURCE})
+SENSOR_CAPABILITIES: Mapping[Source.ValueType, frozenset[Capability]] = {
+    SOURCE_CORE: _EBPF | _OTHERS_PROC,
+    SOURCE_NETLINK: _OTHERS_PROC,
+}
+"""What a source needs once it is open; one that is not named here needs nothing."""
 
 
 def enter_evaluator(uid: int, memory_bytes: int, *, kill_on_violation: bool = False) -> SandboxReport:
@@ -58,15 +59,16 @@ def enter_courier(uid: int, runtime_dir: Path) -> SandboxReport:
     return recorder.report()
 
 
-def enter_sensor() -> SandboxReport:
-    """Root with five capabilities, no programs, no internet sockets. After the eBPF objects were loaded.
+def enter_sensor(source: Source.ValueType = SOURCE_CORE) -> SandboxReport:
+    """Root with the source's capabilities, no programs, no internet sockets. After the source was opened and seeded.
 
     Raises KernelError.
     """
+    kept = SENSOR_CAPABILITIES.get(source, frozenset())
     recorder = Recorder("sensor")
     recorder.take("threads", require_one_thread, required=True)
-    recorder.take("capability bounds", lambda: bound(SENSOR_CAPABILITIES))
-    recorder.take("capabilities", lambda: keep_only(SENSOR_CAPABILITIES))
+    recorder.take("capability bounds", lambda: bound(kept))
+    recorder.take("capabilities", lambda: keep_only(kept))
     parent_pid = os.getppid()
     recorder.take("parent death", lambda: die_with_parent(parent_pid), required=True)
     recorder.take("no new privileges", no_new_privileges, required=True)

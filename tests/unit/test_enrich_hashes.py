@@ -112,7 +112,7 @@ def test_a_program_in_a_container_is_known_by_its_overlays_device(tmp_path: Path
     program = lower / "program"
     program.write_bytes(Path("/bin/sleep").read_bytes())
     program.chmod(0o755)
-    command = ["unshare", "--mount", "sh", "-c", IN_A_CONTAINER, "sh", top, lower]
+    command = ["unshare", "--mount", "sh", "-c", IN_A_CONTAINER, "sh", str(top), str(lower)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout

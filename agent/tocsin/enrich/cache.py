@@ -63,6 +63,11 @@ class BoundedCache(Generic[K, V]):
         if held is not None:
             self._size_bytes -= held[1]
 
+    def clear(self) -> None:
+        """Holds nothing any more; that is no eviction."""
+        self._held.clear()
+        self._size_bytes = 0
+
     def counters(self) -> CacheCounters:
         """Hits, misses and evictions so far; entries and bytes now."""
         return CacheCounters(self._hits, self._misses, self._evictions, len(self._held), self._size_bytes)

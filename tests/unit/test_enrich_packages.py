@@ -96,7 +96,9 @@ def opened(root: Path) -> Rpm:
 def test_this_hosts_programs_have_the_owners_that_dpkg_tells() -> None:
     packages = Packages()
     merged = merged_directories(Path("/"))
-    programs = random.Random(7).sample(sorted(entry.path.encode() for entry in os.scandir("/usr/bin")), 200)
+    diverted = set(Path("/var/lib/dpkg/diversions").read_bytes().splitlines())
+    programs = sorted({entry.path.encode() for entry in os.scandir("/usr/bin")} - diverted)
+    programs = random.Random(7).sample(programs, min(200, len(programs)))
     asked = [same for path in programs for same in spellings(path, merged)]
     answer = subprocess.run(["dpkg-query", "-S", *asked], capture_output=True, check=False).stdout
     told = {path: owners for owners, path in (line.split(b": ", 1) for line in answer.splitlines())}

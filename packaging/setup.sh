@@ -40,6 +40,8 @@ needed_packages() { # one a line
 	[[ ! -r /etc/os-release ]] || id=$(. /etc/os-release && echo "${ID:-}")
 	printf '%s\n' clang llvm libbpf-dev libelf-dev zlib1g-dev libc6-dev libseccomp2 make git iproute2
 	if [[ $id == ubuntu ]]; then echo linux-tools-common; else echo bpftool; fi
+	# Tests on other kernels.
+	[[ $(uname -m) != x86_64 ]] || printf '%s\n' qemu-system-x86 debian-archive-keyring
 	# Only the distribution's own Python is shipped without ensurepip.
 	case $(readlink -f "${python:-/usr/bin/python3}") in
 	/usr/bin/*) printf '%s\n' python3 python3-venv ;;
@@ -93,6 +95,9 @@ system() {
 
 venv() {
 	local stamp key python
+	if [[ -L .venv ]]; then
+		return 0 # another folder's: a worktree borrows it
+	fi
 	stamp=.venv/.stamp
 	key="$(sha256sum <pyproject.toml) $root" # scripts in .venv carry the folder's name
 	if [[ -x .venv/bin/python && -f $stamp && $(<"$stamp") == "$key" ]]; then

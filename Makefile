@@ -44,7 +44,7 @@ C_FORMATTED = $(shell find bpf -path bpf/wire -prune -o -name '*.[ch]' -print) $
 
 # ---- the targets that people use ----------------------------------------------------------------
 
-.PHONY: help setup run test lint native bpf build proto bench clean
+.PHONY: help setup run test lint native bpf build proto bench kernels clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
@@ -72,6 +72,9 @@ proto: setup ## all that is generated from proto/
 
 bench: build ## measurements; ARGS
 	@$(PYTHON) bench/run.py $(ARGS)
+
+kernels: build ## the kernel tests on Debian's kernels, in virtual machines; writes docs/KERNELS.md; ARGS
+	@PYTHONPATH=tests $(PYTHON) -m guests.matrix $(ARGS)
 
 clean: ## removes what was built, not .venv
 	rm -rf $(NATIVE) $(OBJECTS) $(RELEASE) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

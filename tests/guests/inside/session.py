@@ -1,0 +1,130 @@
+"""What is done in a guest: load the programs as the agent does, ask for the verifier's work, then run tests/kernel.
+
+session.py RESULTS [OPTION...]: writes one JSON object a line to the file RESULTS; the options are pytest's.
+"""
+
+import ctypes
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tocsin.config import SensorConfig
+from tocsin.errors import KernelError
+from tocsin.kernel import libbpf
+from tocsin.kernel.core import OBJECT, open_core
+from tocsin.kernel.objects import read_object
+
+ROOT: Final = Path(__file__).parents[3]
+TEXT_CHARACTERS: Final = 6000
+EXIT_REFUSED: Final = 20
+BPF_LOG_STATS: Final = 4
+LOG_BYTES: Final = 4096
+INFO_BYTES: Final = 256
+"""More than struct bpf_prog_info of any kernel has so far."""
+NAME_AT, NAME_BYTES, VERIFIED_AT = 64, 16, 216
+"""In struct bpf_prog_info. The kernel cuts names at 15 bytes; it counts since 5.16."""
+PYTEST: Final = ("--quiet", "--tb=short", "--color=no", "-p", "no:cacheprovider", "tests/kernel")
+
+
+class Results:
+    """Lines for the host."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_NOCTTY)
+
+    def tell(self, **line: object) -> None:
+        """One line."""
+        raw = json.dumps(line).encode() + b"\n"
+        while raw:
+            raw = raw[os.write(self._file, raw) :]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """pytest calls it after each phase of each test."""
+        if report.when == "call" or not report.passed:
+            self._tell_report(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file that cannot be read is a failure too."""
+        if report.failed:
+            self._tell_report(report)
+
+    def _tell_report(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        self.tell(test=report.nodeid, outcome=report.outcome, text=report.longreprtext[-TEXT_CHARACTERS:])
+
+
+def measure(results: Results) -> bool:
+    """Loads as the agent does and tells the cost, or else what the kernel says to each program; True: it loaded."""
+    before = time.monotonic()
+    try:
+        source = open_core(SensorConfig(), [])
+    except KernelError as error:
+        results.tell(refusal=str(error))
+        load_each(results)
+        return False
+    results.tell(load_seconds=round(time.monotonic() - before, 3))
+    counts = dict(verified_instructions())
+    source.close()
+    if any(counts.values()):
+        results.tell(instructions=counts)
+    else:
+        load_each(results)
+    return True
+
+
+def verified_instructions() -> Iterator[tuple[str, int]]:
+    """Name of each loaded program and how many instructions the verifier went through; 0 where it does not say."""
+    number = ctypes.c_uint32(0)
+    while libbpf.bpf().bpf_prog_get_next_id(number, ctypes.byref(number)) == 0:
+        fd = libbpf.bpf().bpf_prog_get_fd_by_id(number)
+        info = ctypes.create_string_buffer(INFO_BYTES)
+        libbpf.bpf().bpf_obj_get_info_by_fd(fd, info, ctypes.byref(ctypes.c_uint32(INFO_BYTES)))
+        os.close(fd)
+        name = info.raw[NAME_AT : NAME_AT + NAME_BYTES].rstrip(b"\0").decode()
+        yield name, int.from_bytes(info.raw[VERIFIED_AT : VERIFIED_AT + 4], sys.byteorder)
+
+
+def load_each(results: Results) -> None:
+    """Loads each program without the others; tells what the verifier says."""
+    opened = libbpf.BpfObject(read_object(OBJECT), OBJECT)
+    names = [name for name, _, _ in opened.programs()]
+    opened.close()
+    for name in names:
+        load_alone(results, name)
+
+
+def load_alone(results: Results, wanted: str) -> None:
+    """Tells the verifier's last words to one program, and the refusal, empty when it loads."""
+    opened = libbpf.BpfObject(read_object(OBJECT), OBJECT)
+    log, refusal = ctypes.create_string_buffer(LOG_BYTES), ""
+    for name, _, number in opened.programs():
+        program = ctypes.c_void_p(number)
+        if name == wanted:
+            libbpf.bpf().bpf_program__set_log_level(program, BPF_LOG_STATS)
+            libbpf.bpf().bpf_program__set_log_buf(program, log, ctypes.c_size_t(LOG_BYTES))
+        else:
+            libbpf.bpf().bpf_program__set_autoload(program, ctypes.c_bool(False))
+    try:
+        opened.load()
+    except KernelError as error:
+        refusal = str(error)
+    results.tell(program=wanted, log=log.value.decode(errors="replace"), refusal=refusal)
+    opened.close()
+
+
+def main() -> int:
+    """pytest's exit code, or EXIT_REFUSED."""
+    results = Results(sys.argv[1])
+    results.tell(release=os.uname().release)
+    if not measure(results):
+        return EXIT_REFUSED
+    os.chdir(ROOT)
+    return int(pytest.main([*PYTEST, *sys.argv[2:]], plugins=[results]))
+
+
+sys.exit(main())

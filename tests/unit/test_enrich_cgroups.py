@@ -1,10 +1,12 @@
 """From a control group's path to a container: what each runtime makes, and what is none."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tocsin.enrich.cgroups import ContainerRef, Runtime, container_of, container_of_process
+from tocsin.enrich.cgroups import ContainerRef, Runtime, container_of, find_group, unified_path
 
 ID = "0123456789abcdef" * 4
 OTHER = "f" * 64
@@ -83,17 +85,41 @@ def test_a_container_cannot_pass_for_another_by_the_names_of_its_own_groups() ->
     assert container_of(f"/system.slice/docker-{ID}.scope/docker/{OTHER}") == ContainerRef(ID, Runtime.DOCKER)
 
 
-def test_any_hierarchy_of_v1_tells() -> None:
-    file = f"12:cpuset:/\n5:name=systemd:/docker/{ID}\n1:cpu,cpuacct:/docker/{ID}\n0::/system.slice/docker.service\n"
-    assert container_of_process(file) == ContainerRef(ID, Runtime.DOCKER)
+def test_the_unified_hierarchys_path_is_the_one_that_goes_with_the_id() -> None:
+    file = f"12:cpuset:/docker/{ID}\n1:name=systemd:/docker/{ID}\n0::/system.slice/docker.service\n"
+    assert unified_path(file) == "/system.slice/docker.service"
+    assert unified_path("0::/a:b::c\n") == "/a:b::c"
+    assert unified_path(f"12:cpuset:/docker/{ID}\n") == ""
 
 
-def test_the_unified_hierarchy_tells() -> None:
-    assert container_of_process(f"0::/system.slice/docker-{ID}.scope\n") == ContainerRef(ID, Runtime.DOCKER)
+def test_a_group_is_found_by_its_id(tmp_path: Path) -> None:
+    for path in ("init.scope", "system.slice/a.service", f"system.slice/docker-{ID}.scope/init.scope"):
+        (tmp_path / path).mkdir(parents=True)
+    (tmp_path / "system.slice/cgroup.procs").touch()
+    group = tmp_path / f"system.slice/docker-{ID}.scope"
+    assert find_group(tmp_path, group.stat().st_ino) == f"/system.slice/docker-{ID}.scope"
+    assert find_group(tmp_path, (tmp_path / "system.slice/cgroup.procs").stat().st_ino) is None
+    assert find_group(tmp_path, 1) is None
+    assert find_group(tmp_path / "none", 1) is None
 
 
-def test_a_process_of_the_host_is_in_no_container() -> None:
-    assert container_of_process("12:cpuset:/\n0::/user.slice/user-0.slice/session-1.scope\n") is None
+def test_the_search_for_a_group_does_not_follow_links(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "outside/b").mkdir(parents=True)
+    (tmp_path / "a/link").symlink_to(tmp_path / "outside")
+    assert find_group(tmp_path / "a", (tmp_path / "outside/b").stat().st_ino) is None
+
+
+@pytest.mark.skipif(
+    not Path("/sys/fs/cgroup/unified/cgroup.procs").exists() and not Path("/sys/fs/cgroup/cgroup.procs").exists(),
+    reason="no unified hierarchy is mounted",
+)
+def test_the_ids_of_this_hosts_groups_are_their_inodes() -> None:
+    mounts = Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")
+    hierarchy = next(mount for mount in mounts if (mount / "cgroup.procs").exists())
+    groups = [path for path in hierarchy.iterdir() if path.is_dir()]
+    for group in groups[:3]:
+        assert find_group(hierarchy, group.stat().st_ino) == f"/{group.name}"
 
 
 PARTS = st.sampled_from(["docker", "lxc", ID, f"docker-{ID}.scope", f":docker:{ID}", "machine-\\xff.scope", "pod", "a"])

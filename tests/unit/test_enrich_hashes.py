@@ -76,7 +76,7 @@ def take(hasher: Hasher, count: int) -> list[Executable]:
 
 
 def test_the_three_digests_of_a_file(program: Path) -> None:
-    assert look(request_of(program)) == Executable(key_of(program), bytes(program), digests_of(CONTENT))
+    assert look(request_of(program)) == Executable(key_of(program), bytes(program), digests_of(CONTENT), of_host=True)
 
 
 def test_a_file_of_no_bytes(tmp_path: Path) -> None:
@@ -127,7 +127,9 @@ def test_a_program_in_a_container_is_known_by_its_overlays_device(tmp_path: Path
                 assert time.monotonic() < end_s
             seen = Path(f"/proc/{process.pid}/root{top}/root/program").stat()
             assert os.major(seen.st_dev) << 20 | os.minor(seen.st_dev) != mount.dev
-            assert look(Request(key, process.pid, bytes(top / "root/program"))).digests
+            answer = look(Request(key, process.pid, bytes(top / "root/program")))
+            assert answer.digests
+            assert not answer.of_host
         finally:
             process.kill()
 

@@ -57,6 +57,10 @@ class BoundedCache(Generic[K, V]):
             self._size_bytes -= freed_bytes
             self._evictions += 1
 
+    def values(self) -> list[V]:
+        """All values, the least recently used first."""
+        return [value for value, _ in self._held.values()]
+
     def forget(self, key: K) -> None:
         """Holds no value with this key any more; that is no eviction."""
         held = self._held.pop(key, None)

@@ -6,9 +6,12 @@ groups are nested, the outermost counts: the host's runtime made it, while what
 runs inside may name its own groups as it likes.
 """
 
+import os
 import re
+from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
 
@@ -39,6 +42,8 @@ class ContainerRef:
 
 
 MAX_PATH_BYTES: Final = 4096
+MAX_GROUPS: Final = 20_000
+"""That are looked at in search of one."""
 _ID: Final = "[0-9a-f]{64}"
 _PREFIXES: Final = {
     "docker": Runtime.DOCKER,
@@ -81,13 +86,36 @@ def container_of(path: str) -> ContainerRef | None:
     return None
 
 
-def container_of_process(cgroup_file: str) -> ContainerRef | None:
-    """The container of a process, by its /proc/<pid>/cgroup: a line `number:controllers:path` for each hierarchy."""
-    for line in cgroup_file.splitlines():
-        path = line.split(":", 2)[-1]
-        found = container_of(path)
-        if found is not None:
-            return found
+def unified_path(cgroup_file: str) -> str:
+    """The path of a process's group in the unified hierarchy, by its /proc/<pid>/cgroup; empty where it is not mounted.
+
+    Only this one goes with the group's id. In a hierarchy of v1 a process may
+    be in a container's group while in the unified one it is in the runtime's,
+    whose id it then shares with processes of the host.
+    """
+    return next((line.removeprefix("0::") for line in cgroup_file.splitlines() if line.startswith("0::")), "")
+
+
+def find_group(hierarchy: Path, cgroup_id: int) -> str | None:
+    """The path of the group with this id, which is the inode of its directory; None when it is gone or too far.
+
+    `hierarchy`: where the unified hierarchy is mounted. Breadth first, so that a
+    group with many below it does not hide the others.
+    """
+    waiting = deque([str(hierarchy)])
+    seen = 0
+    while waiting and seen < MAX_GROUPS:
+        directory = waiting.popleft()
+        try:
+            with os.scandir(directory) as entries:
+                groups = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue
+        seen += len(groups)
+        for group in groups:
+            if group.inode() == cgroup_id:
+                return group.path.removeprefix(str(hierarchy))
+        waiting += [group.path for group in groups]
     return None
 
 

@@ -92,6 +92,8 @@ class Executable:
     path: bytes
     digests: Digests | None
     failure: Failure | None = None
+    of_host: bool = False
+    """The host has it at this path, so the host's package database speaks of it; a container's file is not."""
 
 
 class HashError(Exception):
@@ -235,7 +237,7 @@ def look_at(request: Request, max_file_bytes: int, pace: Pace, stopping: Callabl
         digests = _digests_of(request, max_file_bytes, pace, stopping)
     except HashError as error:
         return Executable(request.key, request.path, None, error.failure)
-    return Executable(request.key, request.path, digests)
+    return Executable(request.key, request.path, digests, of_host=_host_has(request))
 
 
 def _digests_of(request: Request, max_file_bytes: int, pace: Pace, stopping: Callable[[], bool]) -> Digests:
@@ -297,6 +299,22 @@ def _is_asked(located: int, request: Request) -> bool:
     if mount is not None and mount.may_hang:
         raise HashError(Failure.MAY_HANG)
     return True
+
+
+def _host_has(request: Request) -> bool:
+    """Whether the path leads to the file from here too, and not only from the process."""
+    if not request.path.startswith(b"/"):
+        return False
+    try:
+        located = locate(request.path)
+    except OSError:
+        return False
+    try:
+        return _is_asked(located, request)
+    except HashError:
+        return False
+    finally:
+        os.close(located)
 
 
 def _is_version(state: os.stat_result, key: FileKey) -> bool:

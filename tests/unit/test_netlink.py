@@ -192,15 +192,10 @@ class World:
 
 
 def described(event: event_pb2.Event) -> str:
-    body = getattr(event, event.WhichOneof("body"))
+    name = str(event.WhichOneof("body"))
+    body = getattr(event, name)
     outcome = event_pb2.ConnectOutcome.Name(body.outcome).rpartition("_")[2]
-    words = [
-        event.WhichOneof("body"),
-        outcome,
-        f"{body.source_port}-{body.destination_port}",
-        f"pid {event.process.pid}",
-    ]
-    return " ".join(words)
+    return f"{name} {outcome} {body.source_port}-{body.destination_port} pid {event.process.pid}"
 
 
 def test_a_new_connection_is_told_once_and_its_end_with_its_owner() -> None:

@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (TOML); default: built in")
     parser.add_argument("--for", dest="seconds", type=duration, metavar="SECONDS", help="end after so long")
     shared.add_json(parser, 'one JSON object a line: {"event": …}, {"detection": …} or {"loss": …}')
-    parser.add_argument("--source", choices=["auto", "core", "replay"], help="where events come from; default: auto")
+    parser.add_argument("--source", choices=configuration.SOURCES, help="where events come from; default: auto")
     parser.add_argument("--runtime-dir", metavar="DIR", help="for the socket and the lock")
     parser.add_argument("--state-dir", metavar="DIR", help="for the active release")
     parser.add_argument("--release", type=Path, metavar="FILE", help="a compiled release to start with")

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if fds:
             monitor.send(Message(Kind.KEEP, fds=(*fds, told.fd)))
         seeded = source.seed()
-        log.info("%d processes known; %s", seeded, enter_sensor())
+        log.info("%d processes known; %s", seeded, enter_sensor(source.kind))
         monitor.send(Message(Kind.READY, a=source.kind, payload=shortfall.encode(errors="replace")))
     except (TocsinError, OSError) as error:
         log.error("cannot start: %s", error)  # noqa: TRY400 - an operator's error, not the program's
@@ -94,6 +94,10 @@ def open_source(config: SensorConfig, kept_fds: list[int]) -> tuple[EventSource,
     """The source, and why it is not the one that was wanted. Raises KernelError."""
     if config.source == "replay":
         return open_replay(config), "recorded events are shown, none of this host: sensor.source is replay"
+    if config.source == "netlink":
+        from tocsin.kernel.netlink import source as netlink  # pyroute2 is large: only for those who use it
+
+        return netlink.open_netlink(config), netlink.shortfall()
     try:
         return open_core(config, kept_fds), ""
     except KernelError as error:

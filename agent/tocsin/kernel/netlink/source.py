@@ -27,28 +27,19 @@ from tocsin.kernel.netlink.table import Table
 from tocsin.kernel.source import Drained, SourceCounters
 
 LIMITS: Final = (
-    "only processes and TCP connections are watched: no files, no DNS, no UDP, no system calls",
-    (
-        "a program is looked up after its exec: one that ends or executes another within about a millisecond is told "
-        "without executable and arguments, and one that changes its arguments shows the changed ones"
-    ),
-    (
-        "the name that execve was given, a script's own name and the calling thread are not known; ids before an exec "
-        "are concluded from the program's mode"
-    ),
-    "changes of namespaces, capabilities and control group show from the next exec or connection on",
-    "who made a process with CLONE_PARENT is not known",
-    "a process that ran before the agent counts as ended with its first thread",
-    (
-        "connections are looked for at an interval: shorter ones are told at their end, without their process, "
-        "and the time of a connection is that of the look"
-    ),
-    "who initiated a connection is concluded from its ports",
-    "a connect that fails at once is not seen, and of a later failure the reason is not known",
-    "received bytes may be one too many: the other side's FIN counts",
-    "connections in other network namespaces (containers) are not seen",
+    "no files, DNS, UDP or system calls",
+    "programs that end or execute another within about 1 ms have no image; changed arguments show as changed",
+    "name given to execve, script and calling thread unknown; ids before an exec concluded from the file's mode",
+    "changed namespaces, capabilities and cgroups show from the next exec or connection on",
+    "the maker of a CLONE_PARENT process unknown",
+    "processes older than the agent end with their first thread",
+    "connections listed at an interval: shorter ones told at their end, without a process",
+    "who initiated a connection concluded from its ports",
+    "connects that fail at once not seen, reasons of failures unknown",
+    "received bytes may be one too many",
+    "no connections of other network namespaces (containers)",
 )
-"""What this source cannot see or know, in words for an operator."""
+"""What this source cannot see or know, in words for an operator; short, for all of it goes into the status."""
 OBSERVATIONS_AT_ONCE: Final = 512
 RECENT_OWNERS: Final = 64
 OUTBOUND_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -56,7 +47,7 @@ OUTBOUND_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 def shortfall() -> str:
     """What is missing with this source, for status and doctor."""
-    return "no eBPF, so events are reduced: " + "; ".join(LIMITS)
+    return f"reduced, no eBPF: {'; '.join(LIMITS)}"
 
 
 def open_netlink(config: SensorConfig) -> "NetlinkSource":

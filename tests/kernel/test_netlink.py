@@ -6,6 +6,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -206,6 +207,14 @@ def test_programs_of_a_millisecond_are_mostly_seen(sensor: NetlinkSensor) -> Non
     sensor.settle()
     found = {event.process.argv for event in sensor.events if b"short-" in event.process.argv and event.type == EXEC}
     assert len(found) >= 60, f"only {len(found)} of 100"
+
+
+def test_only_the_reader_goes_before_ordinary_processes(sensor: NetlinkSensor) -> None:
+    sensor.drain()
+    (reader,) = [each for each in threading.enumerate() if each.name == "proc-connector"]
+    assert reader.native_id is not None
+    assert os.sched_getscheduler(reader.native_id) == os.SCHED_RR
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def test_a_program_that_is_gone_is_told_without_image_and_counted(fresh: Callable[..., NetlinkSensor]) -> None:

@@ -3,11 +3,14 @@
 import struct
 from collections.abc import Collection, Mapping
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.diag import SS_ESTABLISHED, SS_LISTEN, SS_SYN_SENT
 
 from tocsin.api.event.v1 import event_pb2
+from tocsin.config import from_mapping
+from tocsin.errors import ConfigError
 from tocsin.kernel.netlink.connections import LOOKS_FOR_AN_OWNER, LOOKS_UNTIL_GONE, Connections
 from tocsin.kernel.netlink.connector import Notice, Sequences, What, parse
 from tocsin.kernel.netlink.diag import Endpoint, TcpSocket, messages
@@ -15,7 +18,9 @@ from tocsin.kernel.netlink.ledger import Ledger
 from tocsin.kernel.netlink.lives import events
 from tocsin.kernel.netlink.procfs import Image, Snapshot
 from tocsin.kernel.netlink.reader import EXEC_TAKES_NS, Glance, Observation, without_doubtful
+from tocsin.kernel.netlink.source import shortfall
 from tocsin.kernel.netlink.table import MAX_ANCESTORS_BYTES, Table, ancestors_below
+from tocsin.processes.state import MAX_TEXT_BYTES
 
 GONE = 1 << 22
 """Above every pid of this host: /proc has none of them."""
@@ -154,6 +159,17 @@ def test_the_ledger_numbers_by_cpu_and_leaves_a_gap_for_what_was_lost() -> None:
     assert (told.event_type, told.generated) == (event_pb2.EVENT_TYPE_FORK, 4)
     assert (unknown.generated, unknown.lost[0].count) == (3, 3)
     assert unknown.lost[0].reason == event_pb2.LOSS_REASON_RING_FULL
+
+
+def test_the_source_and_its_interval_are_settings() -> None:
+    config = from_mapping({"sensor": {"source": "netlink", "connection_interval_ms": 250}}, "x")
+    assert (config.sensor.source, config.sensor.connection_interval_ms) == ("netlink", 250)
+    with pytest.raises(ConfigError, match="connection_interval_ms: got 5"):
+        from_mapping({"sensor": {"connection_interval_ms": 5}}, "x")
+
+
+def test_what_the_source_cannot_see_fits_the_status() -> None:
+    assert len(shortfall()) < MAX_TEXT_BYTES - 100
 
 
 HERE, THERE = b"\x0a\0\0\1", b"\x0a\0\0\2"

@@ -13,12 +13,11 @@ import struct
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from pyroute2.netlink import NLMSG_DONE
+from pyroute2.netlink import NETLINK_CONNECTOR, NLMSG_DONE
 from pyroute2.netlink.connector import cn_proc
 
 from tocsin.errors import KernelError
 
-NETLINK_CONNECTOR: Final = 11
 SO_RCVBUFFORCE: Final = 33
 ACK_TIMEOUT_S: Final = 2.0
 RECEIVE_TIMEOUT_US: Final = 200_000

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from pyroute2.netlink import NLM_F_MATCH, NLM_F_REQUEST, NLM_F_ROOT, NLMSG_DONE, NLMSG_ERROR
+from pyroute2.netlink import NETLINK_SOCK_DIAG, NLM_F_MATCH, NLM_F_REQUEST, NLM_F_ROOT, NLMSG_DONE, NLMSG_ERROR
 from pyroute2.netlink.diag import (
     SKNLGRP_INET6_TCP_DESTROY,
     SKNLGRP_INET_TCP_DESTROY,
@@ -22,9 +22,8 @@ from pyroute2.netlink.diag import (
 )
 
 from tocsin.errors import KernelError
+from tocsin.kernel.netlink.connector import SO_RCVBUFFORCE
 
-NETLINK_SOCK_DIAG: Final = 4
-SO_RCVBUFFORCE: Final = 33
 ANSWER_TIMEOUT_S: Final = 5.0
 ENDINGS_BUFFER_BYTES: Final = 4 << 20
 ENDINGS_AT_ONCE: Final = 4096

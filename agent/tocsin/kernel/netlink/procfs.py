@@ -174,6 +174,8 @@ def read_task(folder: int) -> event_pb2.Process | None:
 def _stat(folder: int) -> tuple[bytes, list[bytes]]:
     """Name, and the fields of /proc/PID/stat from the third of proc(5) on. Raises OSError."""
     head, _, tail = _read(folder, "stat").rpartition(b") ")
+    if not head:
+        raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
     return head.partition(b"(")[2][:15], tail.split()
 
 

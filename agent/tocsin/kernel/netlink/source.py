@@ -30,7 +30,7 @@ LIMITS: Final = (
     "no files, DNS, UDP or system calls",
     "programs that end or execute another within about 1 ms have no image; changed arguments show as changed",
     "name given to execve, script and calling thread unknown; ids before an exec concluded from the file's mode",
-    "changed namespaces, capabilities and cgroups show from the next exec or connection on",
+    "changed names, namespaces, capabilities and cgroups show from the next exec or connection on",
     "the maker of a CLONE_PARENT process unknown",
     "processes older than the agent end with their first thread",
     "connections listed at an interval: shorter ones told at their end, without a process",
@@ -38,6 +38,7 @@ LIMITS: Final = (
     "connects that fail at once not seen, reasons of failures unknown",
     "received bytes may be one too many",
     "no connections of other network namespaces (containers)",
+    "nothing of the time in which the sensor is restarted",
 )
 """What this source cannot see or know, in words for an operator; short, for all of it goes into the status."""
 OBSERVATIONS_AT_ONCE: Final = 512

@@ -45,7 +45,7 @@ class Table:
         """Reads processes that run; returns how many are known now."""
         for pid in pids:
             self.find(pid)
-        return len(self._known)
+        return len(self)
 
     def known(self, pid: int) -> event_pb2.Process | None:
         """A process, if it is in the table."""

@@ -4,13 +4,14 @@ Where the files lie:
 
 - Docker: `/var/lib/docker/containers/<id>/config.v2.json`;
 - containerd: the OCI bundle of each task, `/run/containerd/io.containerd.runtime.v2.task/<namespace>/<id>/config.json`,
-  whose annotations Kubernetes and nerdctl fill (k3s has its own below `/run/k3s`);
+  whose annotations Kubernetes and nerdctl fill; labels stand in its database,
+  `/var/lib/containerd/io.containerd.metadata.v1.bolt/meta.db` (k3s has both in places of its own);
 - CRI-O: `userdata/config.json` of the container in `/var/lib/containers/storage` or `/run/containers/storage`;
 - Podman: `containers.json` beside those, and `volatile-containers.json` for `--rm`.
 
 The managers of containers write these files, but what stands in them comes from whoever starts containers. So sizes
 are bounded, types are checked, and a file that is not what it should be costs its content only: the id stands.
-containerd keeps the labels of pods in its database and Podman those of containers in another; those are not read.
+Podman keeps labels in a database of its own that is not read.
 """
 
 import json
@@ -23,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from tocsin.enrich.bolt import BoltError, read_bucket
 from tocsin.enrich.cache import BoundedCache, CacheCounters
 from tocsin.enrich.cgroups import ContainerRef, Runtime
 from tocsin.enrich.reading import TooBigError, read_whole
@@ -39,15 +41,20 @@ CACHE_ENTRIES: Final = 1024
 CACHE_BYTES: Final = 4 << 20
 
 DOCKER: Final = "var/lib/docker/containers"
-CONTAINERD: Final = ("run/containerd", "run/k3s/containerd")
+CONTAINERD: Final = (
+    ("run/containerd", "var/lib/containerd"),
+    ("run/k3s/containerd", "var/lib/rancher/k3s/agent/containerd"),
+)
+"""State and root directory of each containerd that a host may run."""
 TASKS: Final = "io.containerd.runtime.v2.task"
+METADATA: Final = "io.containerd.metadata.v1.bolt/meta.db"
 STORAGE: Final = ("var/lib/containers/storage/overlay-containers", "run/containers/storage/overlay-containers")
 INDEXES: Final = ("containers.json", "volatile-containers.json")
 
 _CRI: Final = "io.kubernetes.cri."
 _CRIO: Final = "io.kubernetes.cri-o."
-_OWN_LABELS: Final = ("io.kubernetes.", "annotation.")
-"""What the kubelet says in labels stands in fields of its own; `annotation.` is what cri-dockerd hides there."""
+_OWN_LABELS: Final = ("io.kubernetes.", "annotation.", "io.cri-containerd.", "io.containerd.", "nerdctl/")
+"""Book-keeping: what the kubelet says in labels stands in fields of its own, the others are the runtimes' own."""
 
 
 class Trouble(StrEnum):
@@ -165,7 +172,8 @@ class Containers:
         own = sorted((_text(key), _text(labels[key])) for key in labels if not key.startswith(_OWN_LABELS))
         short = [(k, v) for k, v in own if k and len(k.encode()) + len(v.encode()) <= MAX_LABEL_BYTES]
         kept = tuple(short[:MAX_LABELS])
-        self.troubles[Trouble.LABEL] += len(own) - len(kept)
+        if len(own) > len(kept):
+            self.troubles[Trouble.LABEL] += len(own) - len(kept)
         return kept
 
     def _docker(self, ref: ContainerRef) -> _Description | None:
@@ -183,32 +191,55 @@ class Containers:
         return replace(found, name=found.name or (name.removeprefix("/") if isinstance(name, str) else ""))
 
     def _containerd(self, ref: ContainerRef) -> _Description | None:
-        for tasks in self._task_directories(ref.namespace):
+        for tasks, database in self._task_directories(ref.namespace):
             document = self._read(f"{tasks}/{ref.id}/config.json")
             if document is not None:
                 told = _strings(document.get("annotations"))
+                namespace = tasks.rpartition("/")[2]
+                record = self._containerd_record(database, namespace, ref.id)
+                sandbox_id = told.get(f"{_CRI}sandbox-id", ref.id)
+                sandbox = self._containerd_record(database, namespace, sandbox_id, "labels")
                 return _Description(
                     Runtime.CONTAINERD,
                     name=told.get(f"{_CRI}container-name") or told.get("nerdctl/name", ""),
-                    image=told.get(f"{_CRI}image-name", ""),
+                    image=told.get(f"{_CRI}image-name") or record.get("image", ""),
+                    labels=sandbox | self._containerd_record(database, namespace, ref.id, "labels"),
                     pod_name=told.get(f"{_CRI}sandbox-name", ""),
                     pod_namespace=told.get(f"{_CRI}sandbox-namespace", ""),
                     pod_uid=told.get(f"{_CRI}sandbox-uid", ""),
                 )
         return None
 
-    def _task_directories(self, namespace: str) -> Iterator[str]:
-        """Relative to the root; the namespace is part of the path, and a cgroup seldom tells it."""
-        for state in CONTAINERD:
-            tasks = f"{state}/{TASKS}"
+    def _containerd_record(self, database: str, namespace: str, *names: str) -> dict[str, str]:
+        """A bucket of a container in containerd's database; empty when there is none or it cannot be read."""
+        path = [name.encode(errors="replace") for name in ("v1", namespace, "containers", *names)]
+        bucket: dict[bytes, bytes] | None = None
+        try:
+            bucket = read_bucket(self._root / database, path)
+        except FileNotFoundError:
+            pass  # an old containerd, or one with directories of its own: there are no labels then
+        except BoltError:
+            self.troubles[Trouble.MALFORMED] += 1
+        except OSError:
+            self.troubles[Trouble.UNREADABLE] += 1
+        return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (bucket or {}).items()}
+
+    def _task_directories(self, namespace: str) -> Iterator[tuple[str, str]]:
+        """With the database of each, relative to the root.
+
+        The namespace is the directory's name; a cgroup seldom tells it.
+        """
+        for state, root in CONTAINERD:
+            tasks, database = f"{state}/{TASKS}", f"{root}/{METADATA}"
             if namespace:
-                yield f"{tasks}/{namespace}"
+                yield f"{tasks}/{namespace}", database
                 continue
             try:
                 with os.scandir(self._root / tasks) as entries:
-                    yield from sorted(f"{tasks}/{entry.name}" for entry in islice(entries, MAX_NAMESPACES))
+                    names = sorted(entry.name for entry in islice(entries, MAX_NAMESPACES))
             except FileNotFoundError:
                 continue
+            yield from ((f"{tasks}/{name}", database) for name in names)
 
     def _crio(self, ref: ContainerRef) -> _Description | None:
         told = self._crio_annotations(ref.id)

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tocsin.enrich.bolt import BoltError, read_bucket
@@ -94,6 +94,7 @@ def test_a_file_that_ends_too_early_is_refused(database: Path) -> None:
         read_bucket(database, CONTAINERS)
 
 
+@settings(deadline=None)
 @given(st.integers(2 * PAGE_BYTES, len(DATABASE) - 1), st.binary(min_size=1, max_size=12))
 def test_damage_is_refused_or_unseen_and_nothing_else(
     tmp_path_factory: pytest.TempPathFactory, at: int, written: bytes

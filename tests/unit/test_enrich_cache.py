@@ -1,6 +1,6 @@
 """The bounded cache: what it keeps, what goes first, what it counts; and equal to a plain model on every input."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tocsin.enrich.cache import BoundedCache, CacheCounters
@@ -48,6 +48,7 @@ def test_hits_and_misses_are_counted() -> None:
     assert cache.counters() == CacheCounters(hits=1, misses=2, evictions=0, entries=0, size_bytes=0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 9))))
 def test_equals_a_plain_list_in_the_order_of_use(acts: list[tuple[bool, int, int]]) -> None:
     cache: BoundedCache[int, int] = BoundedCache(3, 12)

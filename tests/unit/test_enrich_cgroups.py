@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tocsin.enrich.cgroups import ContainerRef, Runtime, container_of, find_group, unified_path
@@ -125,6 +125,7 @@ def test_the_ids_of_this_hosts_groups_are_their_inodes() -> None:
 PARTS = st.sampled_from(["docker", "lxc", ID, f"docker-{ID}.scope", f":docker:{ID}", "machine-\\xff.scope", "pod", "a"])
 
 
+@settings(deadline=None)
 @given(st.lists(PARTS | st.text(max_size=20), max_size=8).map("/".join))
 @example("/\\x2d/machine-\\x.scope")
 def test_any_path_gives_a_bounded_answer(path: str) -> None:

@@ -303,6 +303,19 @@ def test_the_thread_ends_in_the_middle_of_a_slow_file(program: Path) -> None:
     assert time.monotonic() - start_s < 0.5
 
 
+def test_the_thread_has_the_lowest_priority_and_the_caller_keeps_its_own(program: Path) -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with running(Hasher()) as hasher:
+        hasher.ask(request_of(program))
+        take(hasher, 1)
+        thread_id = hasher._thread.native_id
+        assert thread_id
+        assert os.getpriority(os.PRIO_PROCESS, thread_id) == 19
+        told = subprocess.run(["ionice", "-p", str(thread_id)], capture_output=True, text=True, check=True)
+        assert told.stdout == "idle\n"
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
 def test_the_pace_is_held_with_a_short_burst() -> None:
     now_s = [100.0]
     slept: list[float] = []

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tocsin.enrich.dpkg import Dpkg
@@ -197,6 +197,7 @@ def test_a_host_without_a_database_has_no_owners(tmp_path: Path) -> None:
 NAMES = st.binary(min_size=1, max_size=3).filter(lambda raw: not set(raw) & set(b"\n\r\x0b\x0c\x1c\x1d\x1e\x85/\0"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(NAMES, max_size=8), max_size=4), NAMES)
 def test_the_index_finds_what_a_search_finds(
     tmp_path_factory: pytest.TempPathFactory, lists: list[list[bytes]], asked: bytes
@@ -252,6 +253,7 @@ def test_a_place_outside_the_package_is_counted(tmp_path: Path, index: int) -> N
     assert database.unreadable == 1
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(HEADER) - 1), st.binary(min_size=1, max_size=8), st.integers(0, 4))
 def test_a_damaged_header_is_refused_or_read_and_nothing_else(at: int, written: bytes, index: int) -> None:
     damaged = HEADER[:at] + written + HEADER[at + len(written) :]

@@ -1,7 +1,7 @@
 """Sightings: what the kernel writes is read, and nothing else is."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tocsin.enrich.hashes import FileKey, Request
@@ -37,6 +37,7 @@ def test_what_is_no_sighting_is_refused(record: bytes) -> None:
         read_sighting(record)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=300)))
 def test_records_come_back_as_they_were_framed(written: list[bytes]) -> None:
     assert list(records(b"".join(map(event_field, written)))) == written

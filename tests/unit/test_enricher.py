@@ -191,6 +191,22 @@ def test_everything_is_told_again_to_somebody_new(ring: SimulatedRing, hasher: H
     assert (len(first.containers), len(first.executables)) == (1, 1)
 
 
+def test_what_was_done_is_counted_by_name(ring: SimulatedRing, hasher: Hasher, host: Path) -> None:
+    process(host, 7, f"0::/{SCOPE}\n")
+    process(host, 8, f"0::/docker/{'e' * 64}\n")
+    program = host / "program"
+    program.write_bytes(b"four")
+    ring.see(pid=7, cgroup_id=1, path=program)
+    ring.see(pid=7, cgroup_id=2, path=program)
+    ring.see(pid=8, cgroup_id=3)
+    enricher = Enricher(hasher, host)
+    turn(Loop(ring, enricher), hasher)
+    counted = enricher.counters()
+    assert (counted["hashes.files"], counted["hashes.bytes"], counted["hashes.waiting"]) == (1, 4, 0)
+    assert (counted["containers.hits"], counted["containers.misses"], counted["containers.missing"]) == (1, 2, 1)
+    assert (counted["told.entries"], counted["packages.unreadable"]) == (4, 0)
+
+
 def executables(count: int) -> Iterator[batch_pb2.Executable]:
     """With the longest paths that there are."""
     return (batch_pb2.Executable(inode=number, path=b"x" * 4096) for number in range(count))

@@ -1,7 +1,8 @@
 """Digests of executables, computed in the background, slowly, and only of the very file that was executed.
 
-Who asks is never held up: the answer comes at once from the cache, or later by way of `take`. One thread opens, checks
-and reads, for a read cannot be told not to wait; what it is asked and what it answers goes through bounded queues.
+Who asks is never held up: the answer comes at once from the cache, or later by way of `take`. One thread of the lowest
+priority opens, checks and reads, for a read cannot be told not to wait; what it is asked and what it answers goes
+through bounded queues.
 
 A file is found through its process, else by its path, and counts only if device, inode, size and time of change are
 those that were asked for, before and after it was read. So a path that was replaced meanwhile gives an error, not a
@@ -22,6 +23,7 @@ from typing import Final
 
 from tocsin.enrich.cache import BoundedCache, CacheCounters
 from tocsin.enrich.mounts import mount_of
+from tocsin.enrich.priority import stand_back
 from tocsin.enrich.reading import NotRegularError, locate, open_located
 
 RATE_BYTES_PER_S: Final = 50_000_000
@@ -220,6 +222,8 @@ class Hasher:
 
     def _run(self) -> None:
         """The thread's life. When nobody takes answers it waits, requests pile up, and the next are turned away."""
+        with suppress(OSError):  # a sandbox may forbid it: the pace still holds
+            stand_back()
         while (request := self._requests.get()) is not None and not self._stopping.is_set():
             answer = look_at(request, self._max_file_bytes, self._pace, self._stopping.is_set)
             while not self._stopping.is_set():

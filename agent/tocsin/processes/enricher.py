@@ -10,6 +10,7 @@ them: this process parses what they say so that none with more privileges has to
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -80,6 +81,17 @@ class Enricher:
     def everything(self) -> Iterator[Context]:
         """What was told and is remembered: for somebody who has just begun to listen."""
         yield from self._told.values()
+
+    def counters(self) -> dict[str, int]:
+        """What was done, kept and refused since the start, by name."""
+        hashed = self._hasher.counters()
+        caches = {"hashes": hashed.cache, "containers": self._containers.counters()}
+        caches |= {"packages": self._packages.counters(), "told": self._told.counters()}
+        counted = {f"{name}.{key}": count for name, cache in caches.items() for key, count in asdict(cache).items()}
+        counted |= {"hashes.files": hashed.hashed_files, "hashes.bytes": hashed.hashed_bytes}
+        counted |= {"hashes.waiting": hashed.waiting, "packages.unreadable": self._packages.unreadable}
+        counted |= {f"hashes.{failure.name.lower()}": count for failure, count in hashed.failures.items()}
+        return counted | {f"containers.{each.name.lower()}": n for each, n in self._containers.troubles.items()}
 
     def _tell(self, key: object, context: Context) -> Context:
         self._told.put(key, context, context.ByteSize())

@@ -1,6 +1,7 @@
 """bbolt's files: one that bbolt wrote, and every kind of damage to it."""
 
 import base64
+import itertools
 import json
 import os
 import struct
@@ -116,6 +117,59 @@ def test_a_branch_that_leads_to_itself_ends(database: Path) -> None:
                 read_bucket(database, [*CONTAINERS, b"%064d" % 0])
             return
     pytest.fail("the database has no branch")
+
+
+def with_transaction(number: int) -> bytes:
+    """The older meta page as the end of another transaction writes it: the same tree, checksum and all."""
+    newest = metas()[0] + 16
+    fields = DATABASE[newest : newest + 48] + struct.pack("<Q", number)
+    checksum = 0xCBF29CE484222325
+    for byte in fields:
+        checksum = (checksum ^ byte) * 0x100000001B3 % (1 << 64)
+    return fields + struct.pack("<Q", checksum)
+
+
+def read_while_written(database: Path, transactions: int) -> dict[bytes, bytes] | None:
+    """Reads a bucket; so many transactions end, one at each look at the older meta page but the first."""
+    older = metas()[1] + 16
+    numbers = iter(range(1000, 1000 + transactions))
+    looks = itertools.count()
+
+    def read(fd: int, size_bytes: int, at: int) -> bytes:
+        if at == older and next(looks) and (number := next(numbers, 0)):
+            with database.open("r+b") as file:
+                file.seek(older)
+                file.write(with_transaction(number))
+        return os.pread(fd, size_bytes, at)
+
+    return read_bucket(database, [*CONTAINERS, b"%064d" % 7, b"labels"], read)
+
+
+def test_a_database_that_is_written_meanwhile_is_read_again(database: Path) -> None:
+    assert read_while_written(database, 1) == {b"n": b"7"}
+    assert database.read_bytes() != DATABASE
+
+
+def test_a_database_that_is_written_all_the_time_is_given_up(database: Path) -> None:
+    with pytest.raises(BoltError, match="written during each of 5 attempts"):
+        read_while_written(database, 1 << 20)
+
+
+def test_what_was_read_of_a_tree_that_is_gone_is_not_told(database: Path) -> None:
+    """A page of the tree is overwritten after the transaction that freed it: the second try sees the new tree."""
+    newest = metas()[0] + 16
+    root_page = struct.unpack_from("<Q", DATABASE, newest + 16)[0]
+
+    def read(fd: int, size_bytes: int, at: int) -> bytes:
+        raw = os.pread(fd, size_bytes, at)
+        if at == root_page * PAGE_BYTES and with_transaction(1000) not in database.read_bytes():
+            with database.open("r+b") as file:
+                file.seek(metas()[1] + 16)
+                file.write(with_transaction(1000))
+            return bytes(size_bytes)
+        return raw
+
+    assert read_bucket(database, [*CONTAINERS, b"%064d" % 7, b"labels"], read) == {b"n": b"7"}
 
 
 def containerd(root: Path, content: bytes) -> Containers:

@@ -1,1 +1,1 @@
-"""What user space adds to events: users; bounded, never blocking."""
+"""What user space adds to events: users, groups, containers, digests, packages; bounded, and no event waits for it."""

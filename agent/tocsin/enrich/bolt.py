@@ -10,7 +10,7 @@ https://pkg.go.dev/go.etcd.io/bbolt describes the use; the layout is the one of 
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +38,11 @@ class BoltError(ValueError):
     """The file is no bbolt database, is damaged, or was written all the time."""
 
 
-def read_bucket(path: Path, names: Sequence[bytes]) -> dict[bytes, bytes] | None:
+Read = Callable[[int, int, int], bytes]
+"""As os.pread: a descriptor, how many bytes, from where."""
+
+
+def read_bucket(path: Path, names: Sequence[bytes], read: Read = os.pread) -> dict[bytes, bytes] | None:
     """Keys and values of the bucket that the names lead to, without the buckets in it; None when there is none.
 
     Raises BoltError, OSError.
@@ -50,14 +54,14 @@ def read_bucket(path: Path, names: Sequence[bytes]) -> dict[bytes, bytes] | None
         os.close(located)
     try:
         for _ in range(TRIES):
-            tree = _Tree(fd)
+            tree = _Tree(fd, read)
             try:
                 found = tree.bucket(names)
             except BoltError:
-                if _Tree(fd).transaction == tree.transaction:
+                if _Tree(fd, read).transaction == tree.transaction:
                     raise
                 continue
-            if _Tree(fd).transaction == tree.transaction:
+            if _Tree(fd, read).transaction == tree.transaction:
                 return found
     finally:
         os.close(fd)
@@ -67,8 +71,9 @@ def read_bucket(path: Path, names: Sequence[bytes]) -> dict[bytes, bytes] | None
 class _Tree:
     """The newest tree of an open file."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, read: Read) -> None:
         self._fd = fd
+        self._read = read
         self._nodes = 0
         metas = [meta for size in _SIZES for at in (0, size) if (meta := self._meta(at)) is not None]
         if not metas:
@@ -90,7 +95,7 @@ class _Tree:
 
     def _meta(self, at: int) -> tuple[int, int, int] | None:
         """Transaction, size of pages and root's page; None when there is no valid meta page."""
-        raw = os.pread(self._fd, _META.size, at + _PAGE.size)
+        raw = self._read(self._fd, _META.size, at + _PAGE.size)
         if len(raw) < _META.size:
             return None
         magic, version, page_bytes, _, root, _, _, _, transaction, checksum = _META.unpack(raw)
@@ -103,13 +108,13 @@ class _Tree:
         self._nodes += 1
         if self._nodes > MAX_NODES or page >= 1 << 40:
             raise BoltError(f"got page {page} as node {self._nodes}, expected fewer than {MAX_NODES}")
-        first = os.pread(self._fd, self._page_bytes, page * self._page_bytes)
+        first = self._read(self._fd, self._page_bytes, page * self._page_bytes)
         if len(first) < self._page_bytes:
             raise BoltError(f"got page {page}, which is behind the end")
         number, _, _, more = _PAGE.unpack_from(first)
         if number != page or more * self._page_bytes > MAX_NODE_BYTES:
             raise BoltError(f"got page {number} with {more} more, expected page {page}")
-        rest = os.pread(self._fd, more * self._page_bytes, (page + 1) * self._page_bytes) if more else b""
+        rest = self._read(self._fd, more * self._page_bytes, (page + 1) * self._page_bytes) if more else b""
         return first + rest
 
     def _leaves(self, node: bytes, wanted: bytes | None, depth: int = 0) -> Iterator[tuple[int, bytes, bytes]]:

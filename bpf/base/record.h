@@ -96,19 +96,23 @@ static __always_inline u64 count_generated(struct counters *count, u8 type)
 		}                                                      \
 	} while (0)
 
-/* NULL: the event is held back or lost, and counted so. */
-static __always_inline struct scratch *begin(u8 type, u64 *at)
+/* Whether the event has to be held back; then it is counted so. */
+static __always_inline bool held_back(u8 type)
 {
 	struct settings *settings = current_settings();
+
+	if (!settings || !over_limit(settings, type))
+		return false;
+	COUNT_LOST(type, throttled);
+	return true;
+}
+
+/* Begins a record, whatever the limits. NULL: the event is lost, and counted so. */
+static __always_inline struct scratch *begin_unlimited(u8 type, u64 *at)
+{
 	struct wire_header *header;
 	struct scratch *s;
 
-	if (!settings)
-		return NULL;
-	if (over_limit(settings, type)) {
-		COUNT_LOST(type, throttled);
-		return NULL;
-	}
 	s = claim();
 	if (!s) {
 		COUNT_LOST(type, lost_scratch_busy);
@@ -122,6 +126,12 @@ static __always_inline struct scratch *begin(u8 type, u64 *at)
 	WIRE_PUT(header, type, type);
 	*at = sizeof(*header);
 	return s;
+}
+
+/* NULL: the event is held back or lost, and counted so. */
+static __always_inline struct scratch *begin(u8 type, u64 *at)
+{
+	return held_back(type) ? NULL : begin_unlimited(type, at);
 }
 
 static __always_inline void flag(struct scratch *s, u32 bit)

@@ -103,6 +103,7 @@ struct cred {
 };
 
 struct kernfs_node {
+	const char *name;
 	u64 id;
 };
 
@@ -110,8 +111,18 @@ struct cgroup {
 	struct kernfs_node *kn;
 };
 
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+};
+
 struct css_set {
+	struct cgroup_subsys_state *subsys[16];
 	struct cgroup *dfl_cgrp;
+};
+
+/* Its values differ between kernels: only ever read as CO-RE relocations. */
+enum cgroup_subsys_id {
+	pids_cgrp_id,
 };
 
 struct qstr {
@@ -221,9 +232,11 @@ struct task_struct {
 };
 
 struct linux_binprm {
+	unsigned int secureexec : 1;
 	int argc;
 	int envc;
 	const char *filename;
+	const char *interp;
 };
 
 /* There since the tracepoint tells group_dead (6.16). */

@@ -12,11 +12,19 @@
 /* Set in walk_path's result when the head of the path is missing. */
 #define PATH_CUT 0x80000000U
 
-static __always_inline u32 put_name(struct scratch *s, u32 offset, struct dentry *dentry)
+/*
+ * Puts "/" and the name in front of what stands at `offset` in the path area. A global function
+ * with scalar arguments is verified once, not at each call.
+ */
+__noinline u32 put_name(u64 dentry_address, u32 offset, u32 slot)
 {
+	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
+	struct dentry *dentry = (void *)dentry_address;
 	struct qstr name;
 	u64 length;
 
+	if (!s)
+		return offset | PATH_CUT;
 	bpf_probe_read_kernel(&name, sizeof(name),
 			      __builtin_preserve_access_index(&dentry->d_name));
 	length = name.len & NAME_BYTES;
@@ -31,19 +39,15 @@ static __always_inline u32 put_name(struct scratch *s, u32 offset, struct dentry
 
 /*
  * Builds the path at the end of the scratch's path area; returns the offset of its first byte
- * (PATH_BYTES: the root), with PATH_CUT. A global function with scalar arguments is verified
- * once, not at each call. Names of pseudo files (memfd:x) have no parent and no mount point.
+ * (PATH_BYTES: the root), with PATH_CUT. Names of pseudo files (memfd:x) have no parent and no mount point.
  */
 __noinline u32 walk_path(u64 vfsmount, u64 dentry_address, u32 slot)
 {
-	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
 	struct vfsmount *vfs = (void *)vfsmount;
 	struct dentry *dentry = (void *)dentry_address, *parent, *root;
 	struct mount *mount, *mount_parent;
 	u32 offset = PATH_BYTES;
 
-	if (!s)
-		return PATH_BYTES | PATH_CUT;
 	mount = (void *)(vfsmount - bpf_core_field_offset(struct mount, mnt));
 	root = BPF_CORE_READ(vfs, mnt_root);
 	for (int i = 0; i < PATH_DEPTH; i++) {
@@ -57,7 +61,7 @@ __noinline u32 walk_path(u64 vfsmount, u64 dentry_address, u32 slot)
 			root = BPF_CORE_READ(mount, mnt.mnt_root);
 			continue;
 		}
-		offset = put_name(s, offset, dentry);
+		offset = put_name((u64)dentry, offset, slot);
 		if (offset & PATH_CUT || dentry == parent)
 			return offset;
 		dentry = parent;
@@ -65,18 +69,17 @@ __noinline u32 walk_path(u64 vfsmount, u64 dentry_address, u32 slot)
 	return offset | PATH_CUT;
 }
 
-/* Appends the path as a field with a tag of two bytes; sets *cut when its head is missing. */
-static __always_inline u64 append_path(struct scratch *s, u64 at, u16 tag, struct path *path,
-				       bool *cut)
+/* Appends the path as a field with a tag of two bytes; returns the record's end, with PATH_CUT. */
+__noinline u64 put_path(u64 vfsmount, u64 dentry, u64 at, u32 tag, u32 slot)
 {
-	u32 walked = walk_path((u64)path->mnt, (u64)path->dentry, s->slot);
+	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
+	u32 walked = walk_path(vfsmount, dentry, slot);
 	u64 offset = walked & ~PATH_CUT, length = PATH_BYTES - offset;
 	struct long_field *field;
 	u8 *to;
 
-	*cut = walked & PATH_CUT;
 	BARRIER(at);
-	if (at > RECORD_BYTES - PATH_BYTES - sizeof(*field))
+	if (!s || at > RECORD_BYTES - PATH_BYTES - sizeof(*field))
 		return RECORD_BYTES + 1;
 	field = (void *)(s->record + at);
 	to = s->record + at + sizeof(*field);
@@ -91,7 +94,16 @@ static __always_inline u64 append_path(struct scratch *s, u64 at, u16 tag, struc
 	}
 	field->tag = tag;
 	put_length(field->length, length);
-	return at + sizeof(*field) + length;
+	return (at + sizeof(*field) + length) | (walked & PATH_CUT);
+}
+
+/* The same; sets *cut when the head of the path is missing. */
+static __always_inline u64 append_path(struct scratch *s, u64 at, u16 tag, struct path *path,
+				       bool *cut)
+{
+	at = put_path((u64)path->mnt, (u64)path->dentry, at, tag, s->slot);
+	*cut = at & PATH_CUT;
+	return at & ~(u64)PATH_CUT;
 }
 
 #endif

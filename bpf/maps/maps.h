@@ -11,8 +11,11 @@
 #define RECORD_BYTES 20480
 #define PATH_BYTES   4096
 #define ARGV_BYTES   4096
-/* Image of a process as it is kept; with its header it fills a kmalloc-2k object. */
-#define IMAGE_BYTES 1920
+/* What is kept of a process; all of struct image fills a kmalloc-2k object. */
+#define IMAGE_BYTES     1472
+#define ANCESTORS_BYTES 384
+/* Of one ancestor's path; the head of a longer one is left out. */
+#define ANCESTOR_BYTES 191
 /* Records that one CPU can have in the making: process context, softirq, hardirq. */
 #define SCRATCH_SLOTS 3
 /* One more for the iterators, which sleep. */
@@ -22,13 +25,20 @@
 #define MAX_CONNECTIONS 65536
 #define MAX_LISTENERS   4096
 
-/* exe, cwd, argv of a process: the bytes of Process's fields 16-22, as they go into a record. */
+/* A process as it is kept: the parts of its Process message that are made at fork and exec. */
 struct image {
 	/* 0 while a writer is at work; compared before and after a copy. */
 	u64 generation;
 	u64 start_boottime_ns;
 	u32 length;
+	/* Where the path of the executable stands in `bytes`. */
+	u16 exe_at;
+	u16 exe_length;
+	u32 ancestors_length;
 	u32 padding;
+	/* The field `ancestors`, with its head. */
+	u8 ancestors[4 + ANCESTORS_BYTES];
+	/* The fields from exe to image_flags, and cgroup_name. */
 	u8 bytes[IMAGE_BYTES];
 };
 

@@ -3,52 +3,75 @@
 #ifndef TOCSIN_PROGRAMS_PROCESS_H
 #define TOCSIN_PROGRAMS_PROCESS_H
 
+#include "base/wanted.h"
 #include "store/images.h"
 
-/* argv as the kernel holds it after exec: user space had no chance to change it yet. */
-static __always_inline u64 append_argv(struct scratch *s, u64 at, struct task_struct *task,
-				       struct image_layout *layout, u32 *argv_bytes)
-{
-	u64 start = BPF_CORE_READ(task, mm, arg_start), begin = layout->begin;
-	u64 whole = BPF_CORE_READ(task, mm, arg_end) - start;
-	u64 length = whole > ARGV_BYTES ? ARGV_BYTES : whole;
-	struct wire_image *w;
-	struct long_field *field;
+#define S_ISUID 04000
+#define S_ISGID 02000
 
-	*argv_bytes = whole;
+/* A file of memfd_create: outside of every directory, with a name that only that call gives. */
+static __always_inline bool is_memfd(struct file *file)
+{
+	struct dentry *dentry = BPF_CORE_READ(file, f_path.dentry);
+	char name[8] = {};
+
+	if (BPF_CORE_READ(dentry, d_parent) != dentry)
+		return false;
+	bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(dentry, d_name.name));
+	return *(u32 *)name == *(u32 *)"memf" && name[4] == 'd' && name[5] == ':';
+}
+
+static __always_inline u32 exec_flags(struct file *exe, struct linux_binprm *bprm)
+{
+	struct inode *inode = BPF_CORE_READ(exe, f_inode);
+	u32 mode = BPF_CORE_READ(inode, i_mode), flags = 0;
+
+	if (BPF_CORE_READ(bprm, interp) != BPF_CORE_READ(bprm, filename))
+		flags |= TOCSIN_EXEC_FLAG_SCRIPT;
+	if (!BPF_CORE_READ(inode, i_nlink))
+		flags |= TOCSIN_EXEC_FLAG_DELETED;
+	if (is_memfd(exe))
+		flags |= TOCSIN_EXEC_FLAG_MEMFD;
+	if (mode & S_ISUID)
+		flags |= TOCSIN_EXEC_FLAG_SETUID;
+	if (mode & S_ISGID)
+		flags |= TOCSIN_EXEC_FLAG_SETGID;
+	if (BPF_CORE_READ_BITFIELD_PROBED(bprm, secureexec))
+		flags |= TOCSIN_EXEC_FLAG_SECURE;
+	return flags;
+}
+
+/* Appends a string of the kernel as a field with a tag of one byte. */
+static __always_inline u64 append_kernel_string(struct scratch *s, u64 at, u8 tag, const char *text)
+{
+	long length;
+	u8 *to;
+
 	BARRIER(at);
-	BARRIER(length);
-	if (at > RECORD_BYTES - ARGV_BYTES - sizeof(*field) || length > ARGV_BYTES)
+	if (at > RECORD_BYTES - 512)
 		return RECORD_BYTES + 1;
-	field = (void *)(s->record + at);
-	if (bpf_probe_read_user(s->record + at + sizeof(*field), length, (void *)start))
-		length = 0;
-	BARRIER(begin);
-	if (begin > 4096)
-		return RECORD_BYTES + 1;
-	w = (void *)(s->record + begin);
-	if (length < whole)
-		w->image_flags |= TOCSIN_IMAGE_FLAG_ARGV_TRUNCATED;
-	WIRE_PUT(field, tag, TOCSIN_TAG_PROCESS_ARGV);
-	put_length(field->length, length);
-	return at + sizeof(*field) + length;
+	to = s->record + at;
+	length = bpf_probe_read_kernel_str(to + sizeof(struct short_field), 256, text);
+	length = length > 0 ? length - 1 : 0;
+	to[0] = tag;
+	put_length(to + 1, length);
+	return at + sizeof(struct short_field) + (length & 0xff);
 }
 
 static __always_inline u64 append_exec(struct scratch *s, u64 at, struct task_struct *task,
 				       u32 caller_tid, struct linux_binprm *bprm, u32 argv_bytes)
 {
-	struct inode *inode = BPF_CORE_READ(task, mm, exe_file, f_inode);
+	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
+	struct inode *inode = BPF_CORE_READ(exe, f_inode);
+	u32 flags = exec_flags(exe, bprm);
 	struct short_field *body;
 	struct wire_exec *w;
-	u8 *name;
-	long length;
+	u64 begin = at;
 
 	BARRIER(at);
-	if (at > RECORD_BYTES - 512)
+	if (at > RECORD_BYTES - 1024)
 		return RECORD_BYTES + 1;
-	body = (void *)(s->record + at);
 	w = (void *)(s->record + at + sizeof(*body));
-	name = s->record + at + sizeof(*body) + sizeof(*w);
 	wire_exec_tags(w);
 	WIRE_PUT(w, caller_tid, caller_tid);
 	WIRE_PUT(w, exe_mode, BPF_CORE_READ(inode, i_mode));
@@ -58,29 +81,42 @@ static __always_inline u64 append_exec(struct scratch *s, u64 at, struct task_st
 	WIRE_PUT(w, argc, bprm->argc);
 	WIRE_PUT(w, envc, bprm->envc);
 	WIRE_PUT(w, argv_bytes, argv_bytes);
-	length = bpf_probe_read_kernel_str(name + 3, TOCSIN_MAX_EXEC_FILENAME + 1,
-					   BPF_CORE_READ(bprm, filename));
-	length = length > 0 ? length - 1 : 0;
-	name[0] = TOCSIN_TAG_EXEC_FILENAME;
-	put_length(name + 1, length);
+	WIRE_PUT(w, exec_flags, flags);
+	WIRE_PUT(w, previous_euid, task->cred->euid.val);
+	WIRE_PUT(w, previous_egid, task->cred->egid.val);
+	WIRE_PUT(w, previous_cap_permitted, 0);
+	at += sizeof(*body) + sizeof(*w);
+	at = append_kernel_string(s, at, TOCSIN_TAG_EXEC_FILENAME, BPF_CORE_READ(bprm, filename));
+	if (flags & TOCSIN_EXEC_FLAG_SCRIPT)
+		at = append_kernel_string(s, at, TOCSIN_TAG_EXEC_INTERPRETER,
+					  BPF_CORE_READ(bprm, interp));
+	BARRIER(begin);
+	if (begin > RECORD_BYTES - 1024)
+		return RECORD_BYTES + 1;
+	body = (void *)(s->record + begin);
 	body->tag = TOCSIN_TAG_EVENT_EXEC;
-	put_length(body->length, sizeof(*w) + 3 + length);
-	return at + sizeof(*body) + sizeof(*w) + 3 + (length & TOCSIN_MAX_EXEC_FILENAME);
+	put_length(body->length, at - begin - sizeof(*body));
+	return at;
 }
 
-/* Fires when the new program stands; execve's own exit does not tell success everywhere. */
+/*
+ * Fires when the new program stands; execve's own exit does not tell success
+ * everywhere. The image is stored also where the event itself is not wanted: later ones need it.
+ */
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int caller_tid, struct linux_binprm *bprm)
 {
-	u64 at, process, image_begin, start = task->group_leader->start_boottime;
+	u64 at, process, image_begin;
 	struct image_layout layout = {};
 	struct wire_image *w;
+	struct image *image;
 	struct scratch *s;
-	u32 argv_bytes = 0;
 
-	s = begin(TOCSIN_EVENT_TYPE_EXEC, &at);
-	if (!s)
+	s = begin_unlimited(TOCSIN_EVENT_TYPE_EXEC, &at);
+	if (!s) {
+		forget_image(task); /* it would be that of the program before */
 		return 0;
+	}
 	process = at;
 	at += sizeof(struct short_field);
 	at += fill_task(s->record + at, task);
@@ -93,24 +129,31 @@ int BPF_PROG(on_exec, struct task_struct *task, int caller_tid, struct linux_bin
 	}
 	w = (void *)(s->record + image_begin);
 	WIRE_PUT(w, exec_boottime_ns, ((struct wire_header *)s->record)->boottime_ns);
-	at = append_argv(s, at, task, &layout, &argv_bytes);
+	at = append_argv(s, at, task, &layout, true);
 	if (at > RECORD_BYTES) {
 		submit(s, TOCSIN_EVENT_TYPE_EXEC, RECORD_BYTES + 1);
 		return 0;
 	}
-	layout.end = at;
+	store_image(s, &layout, task);
+	image = find_image(task->tgid, task->group_leader->start_boottime);
+	if (image)
+		at = append_ancestors(s, at, image);
+	if (!wanted(TOCSIN_EVENT_TYPE_EXEC, task) || held_back(TOCSIN_EVENT_TYPE_EXEC)) {
+		release(s);
+		return 0;
+	}
 	s->record[process] = TOCSIN_TAG_EVENT_PROCESS;
 	put_length(s->record + process + 1, at - process - sizeof(struct short_field));
-	store_image(s, &layout, task->tgid, start, BPF_ANY);
 	at = append_process(s, at, TOCSIN_TAG_EVENT_PARENT, TOCSIN_EVENT_FLAG_PARENT_IMAGE_MISSING,
 			    task->real_parent->group_leader);
-	at = append_exec(s, at, task, caller_tid, bprm, argv_bytes);
+	at = append_exec(s, at, task, caller_tid, bprm, layout.argv_bytes);
 	submit(s, TOCSIN_EVENT_TYPE_EXEC, at);
 	return 0;
 }
 
-SEC("tp_btf/sched_process_fork")
-int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+/* Runs in the task that makes the other, before that one runs. */
+SEC("tp_btf/task_newtask")
+int BPF_PROG(on_fork, struct task_struct *child, u64 clone_flags)
 {
 	struct short_field *body;
 	struct wire_fork *w;
@@ -119,11 +162,13 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 
 	if (child->pid != child->tgid)
 		return 0; /* a thread */
-	inherit_image(parent, child);
+	inherit_image(child);
+	if (!wanted(TOCSIN_EVENT_TYPE_FORK, (void *)bpf_get_current_task()))
+		return 0;
 	s = begin(TOCSIN_EVENT_TYPE_FORK, &at);
 	if (!s)
 		return 0;
-	at = append_actors(s, at, parent);
+	at = append_current(s, at);
 	BARRIER(at);
 	if (at > RECORD_BYTES - 512) {
 		submit(s, TOCSIN_EVENT_TYPE_FORK, RECORD_BYTES + 1);
@@ -134,6 +179,7 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	wire_fork_tags(w);
 	WIRE_PUT(w, child_pid, child->tgid);
 	WIRE_PUT(w, child_start_boottime_ns, child->start_boottime);
+	WIRE_PUT(w, clone_flags, clone_flags);
 	body->tag = TOCSIN_TAG_EVENT_FORK;
 	put_length(body->length, sizeof(*w));
 	submit(s, TOCSIN_EVENT_TYPE_FORK, at + sizeof(*body) + sizeof(*w));
@@ -159,7 +205,7 @@ int on_exit(unsigned long long *ctx)
 	u32 status;
 	u64 at;
 
-	if (!group_is_dead(ctx, task))
+	if (!group_is_dead(ctx, task) || !wanted(TOCSIN_EVENT_TYPE_EXIT, task))
 		return 0;
 	s = begin(TOCSIN_EVENT_TYPE_EXIT, &at);
 	if (!s)

@@ -8,39 +8,13 @@
 
 #include "programs/tcp.h"
 
-static __always_inline u64 append_argv_of(struct scratch *s, u64 at, struct task_struct *task,
-					  struct image_layout *layout)
-{
-	u64 start = BPF_CORE_READ(task, mm, arg_start), begin = layout->begin;
-	u64 whole = BPF_CORE_READ(task, mm, arg_end) - start;
-	u64 length = whole > ARGV_BYTES ? ARGV_BYTES : whole;
-	struct long_field *field;
-
-	BARRIER(at);
-	BARRIER(length);
-	if (at > RECORD_BYTES - ARGV_BYTES - sizeof(*field) || length > ARGV_BYTES)
-		return RECORD_BYTES + 1;
-	field = (void *)(s->record + at);
-	if (bpf_copy_from_user_task(s->record + at + sizeof(*field), length, (void *)start, task,
-				    0))
-		length = 0;
-	BARRIER(begin);
-	if (begin > 4096)
-		return RECORD_BYTES + 1;
-	if (length < whole)
-		((struct wire_image *)(s->record + begin))->image_flags |=
-			TOCSIN_IMAGE_FLAG_ARGV_TRUNCATED;
-	field->tag = TOCSIN_TAG_PROCESS_ARGV;
-	put_length(field->length, length);
-	return at + sizeof(*field) + length;
-}
-
-/* Writes the pid of each process that it read. */
+/* Writes the pid of each process of which it learnt something: it is run until it learns no more. */
 SEC("iter.s/task")
 int seed_images(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct image_layout layout = {};
+	struct image *image;
 	struct scratch *s;
 	u32 pid, slot = SEED_SLOT;
 	u64 at;
@@ -48,18 +22,21 @@ int seed_images(struct bpf_iter__task *ctx)
 	if (!task || task->pid != task->tgid || !BPF_CORE_READ(task, mm))
 		return 0;
 	pid = task->tgid;
-	if (find_image(pid, task->start_boottime))
+	image = find_image(pid, task->start_boottime);
+	if (image) {
+		if (complete_ancestors(image, task))
+			bpf_seq_write(ctx->meta->seq, &pid, sizeof(pid));
 		return 0;
+	}
 	s = bpf_map_lookup_elem(&scratches, &slot);
 	if (!s)
 		return 0;
 	s->slot = SEED_SLOT;
 	at = append_files(s, 0, task, TOCSIN_IMAGE_FLAG_SEEDED, &layout);
-	at = append_argv_of(s, at, task, &layout);
+	at = append_argv(s, at, task, &layout, false);
 	if (at > RECORD_BYTES)
 		return 0;
-	layout.end = at;
-	store_image(s, &layout, pid, task->start_boottime, BPF_NOEXIST);
+	store_new_image(s, &layout, task, BPF_NOEXIST);
 	bpf_seq_write(ctx->meta->seq, &pid, sizeof(pid));
 	return 0;
 }

@@ -80,6 +80,25 @@ def cgroup_id(pid: int) -> int:
     return (UNIFIED / relative.lstrip("/")).stat().st_ino
 
 
+def cgroup_name(pid: int) -> bytes:
+    """Last part of the cgroup's path; of the pids controller where the unified hierarchy is unused."""
+    lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+    unified = next((path for _, names, path in lines if not names), "/")
+    pids = next((path for _, names, path in lines if "pids" in names.split(",")), "/")
+    return os.fsencode(unified if unified != "/" else pids).rpartition(b"/")[2]
+
+
+def ancestors(pid: int) -> list[bytes]:
+    """Executables of parent, grandparent and so on as they are now, up to the first that may not be read."""
+    found = []
+    while (pid := int(stat_fields(pid)[4 - 3])) != 0:
+        try:
+            found.append(os.readlink(f"/proc/{pid}/exe".encode()).removesuffix(b" (deleted)"))
+        except PermissionError:
+            break
+    return found
+
+
 def image(pid: int) -> dict[str, int | bytes]:
     """What the image part has to say for a process whose paths and arguments are short."""
     executable = os.stat(f"/proc/{pid}/exe")
@@ -87,6 +106,7 @@ def image(pid: int) -> dict[str, int | bytes]:
         "exe": os.readlink(f"/proc/{pid}/exe".encode()),
         "cwd": os.readlink(f"/proc/{pid}/cwd".encode()),
         "argv": Path(f"/proc/{pid}/cmdline").read_bytes(),
+        "cgroup_name": cgroup_name(pid),
         "exe_inode": executable.st_ino,
         "exe_dev": os.major(executable.st_dev) << 20 | os.minor(executable.st_dev),
     }

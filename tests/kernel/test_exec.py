@@ -85,6 +85,7 @@ def test_every_field_of_an_exec_is_as_proc_and_stat_say(sensor: Sensor, acts: Ac
     assert before < event.boottime_ns < after
     assert before < event.process.start_boottime_ns < event.process.exec_boottime_ns
     assert event.process.image_flags == 0
+    assert (event.exec.exec_flags, event.exec.interpreter) == (0, b"")
     assert event.flags == 0
     assert event.cpu < (os.cpu_count() or 1)
     assert event.cpu_sequence > 0
@@ -158,6 +159,8 @@ def test_a_script_is_the_filename_and_exe_its_interpreter(sensor: Sensor, hold: 
         check_exec_body(event, argv, os.fsencode(script))
         oracle.check(event.process, oracle.task(held.pid) | oracle.image(held.pid))
     assert event.process.comm == b"script"
+    assert event.exec.exec_flags == event_pb2.EXEC_FLAG_SCRIPT
+    assert event.exec.interpreter == hold.encode()
 
 
 def test_a_long_comm_is_cut_at_15_bytes(sensor: Sensor, acts: Acts, tmp_path: Path) -> None:
@@ -178,13 +181,46 @@ def test_a_filename_over_255_bytes_is_cut(sensor: Sensor, acts: Acts, tmp_path: 
     assert event.process.exe == os.fsencode(program.resolve())
 
 
+def cut(argv: bytes, size: int = 4096, tail: int = 1024) -> bytes:
+    """Head and tail of an argv that is too long, an argument "..." between."""
+    gap = b"...\0"
+    return argv[: size - tail - len(gap)] + gap + argv[-tail:]
+
+
+def test_the_kept_image_of_a_long_argv_has_its_head_and_its_tail(sensor: Sensor, hold: str) -> None:
+    with Held([hold, "first", "x" * 3000, "last"]) as held:
+        sensor.one(held.pid, EXEC)
+    kept = sensor.one(held.pid, EXIT).process
+    assert kept.image_flags == ARGV_CUT
+    assert kept.argv.startswith(os.fsencode(hold) + b"\0first\0xxxx")
+    assert b"xxx...\0xxx" in kept.argv
+    assert kept.argv.endswith(b"xxx\0last\0")
+
+
+def test_ancestors_are_those_of_proc_nearest_first(sensor: Sensor, hold: str) -> None:
+    with Held(["/bin/sh", "-c", f"{hold}; true"]) as held:
+        sensor.settle()
+        below = next(event for event in sensor.events if event.type == EXEC and event.process.ppid == held.pid)
+        chain = oracle.ancestors(below.process.pid)
+    assert chain[:2] == [os.path.realpath(b"/bin/sh"), os.readlink(b"/proc/self/exe")]
+    whole = b"".join(path + b"\0" for path in chain)
+    told = below.process.ancestors
+    known = min(len(told), len(whole))
+    assert told[:known] == whole[:known]
+    assert known == len(whole) or known > 192, "cut, though there was room"
+    assert below.parent.ancestors == b""
+    of_shell = sensor.one(held.pid, EXEC).process.ancestors
+    assert of_shell
+    assert told.startswith(chain[0] + b"\0" + of_shell[:150])
+
+
 def test_argv_over_4096_bytes_is_cut_flagged_and_counted_in_full(sensor: Sensor, hold: str) -> None:
     arguments = [hold, *(f"argument-{number:05}" for number in range(800))]
     text = "".join(f"{argument}\0" for argument in arguments).encode()
     with Held(arguments) as held:
         event = sensor.one(held.pid, EXEC)
     assert event.process.image_flags == ARGV_CUT
-    assert event.process.argv == text[:4096]
+    assert event.process.argv == cut(text)
     assert (event.exec.argc, event.exec.argv_bytes) == (801, len(text))
 
 
@@ -194,7 +230,7 @@ def test_argv_is_flagged_only_when_it_does_not_fit(sensor: Sensor, hold: str, si
     text = f"{hold}\0{padding}\0".encode()
     with Held([hold, padding]) as held:
         event = sensor.one(held.pid, EXEC)
-    assert event.process.argv == text[:4096]
+    assert event.process.argv == (cut(text) if size > 4096 else text)
     assert event.exec.argv_bytes == size
     assert bool(event.process.image_flags & ARGV_CUT) == (size > 4096)
 
@@ -287,7 +323,24 @@ def test_a_deleted_executable_has_no_names(sensor: Sensor, hold: str) -> None:
         assert event.process.exe_inode == os.fstat(memory).st_ino
         assert b"memfd:secret" in event.process.exe
         assert event.exec.filename == b"/proc/self/fd/%d" % memory
+        assert event.exec.exec_flags == event_pb2.EXEC_FLAG_MEMFD | event_pb2.EXEC_FLAG_DELETED
     os.close(memory)
+
+
+def test_a_file_that_only_calls_itself_memfd_is_none(sensor: Sensor, acts: Acts, tmp_path: Path) -> None:
+    program = acts.copy("hold", tmp_path / "memfd:secret")
+    with Held([str(program)]) as held:
+        assert sensor.one(held.pid, EXEC).exec.exec_flags == 0
+
+
+def test_an_executable_that_was_deleted_is_flagged(sensor: Sensor, acts: Acts, tmp_path: Path) -> None:
+    program = acts.copy("hold", tmp_path / "gone")
+    descriptor = os.open(program, os.O_RDONLY)
+    program.unlink()
+    with Held(["gone"], program=f"/proc/self/fd/{descriptor}", pass_fds=[descriptor]) as held:
+        event = sensor.one(held.pid, EXEC)
+    os.close(descriptor)
+    assert event.exec.exec_flags == event_pb2.EXEC_FLAG_DELETED
 
 
 def test_a_setuid_program_changes_effective_and_saved_ids_only(sensor: Sensor, acts: Acts, tmp_path: Path) -> None:
@@ -304,6 +357,8 @@ def test_a_setuid_program_changes_effective_and_saved_ids_only(sensor: Sensor, a
     assert (process.uid, process.euid, process.suid) == (0, 1111, 1111)
     assert (process.gid, process.egid, process.sgid) == (0, 2222, 2222)
     assert event.exec.exe_mode == 0o106755
+    flags = event_pb2.EXEC_FLAG_SETUID | event_pb2.EXEC_FLAG_SETGID | event_pb2.EXEC_FLAG_SECURE
+    assert event.exec.exec_flags == flags
 
 
 def test_credentials_are_those_after_a_change(sensor: Sensor, hold: str) -> None:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -64,6 +65,7 @@ def test_a_fork_tells_parent_and_childs_key(sensor: Sensor) -> None:
     assert (event.parent.pid, event.process.ppid) == (os.getppid(), os.getppid())
     oracle.check(event.parent, {"start_ticks": oracle.start_ticks(os.getppid())})
     assert event.WhichOneof("body") == "fork"
+    assert event.fork.clone_flags & 0xFF in (0, signal.SIGCHLD)
     assert event.fork.child_start_boottime_ns // oracle.TICK_NS == ticks
     assert before < event.fork.child_start_boottime_ns < after
     assert before < event.boottime_ns < after
@@ -73,6 +75,13 @@ def test_a_fork_tells_parent_and_childs_key(sensor: Sensor) -> None:
         os.close(end)
     ended = sensor.one(child, EXIT)
     assert ended.process.start_boottime_ns == event.fork.child_start_boottime_ns
+
+
+def test_the_flags_of_clone_are_told(sensor: Sensor, acts: Acts) -> None:
+    new_uts = 0x04000000
+    pid = int(subprocess.run([acts.path("clone"), str(new_uts)], check=True, capture_output=True).stdout)
+    assert fork_of(sensor, pid).fork.clone_flags & 0xFF000000 == new_uts
+    assert sensor.one(pid, EXIT).process.uts_ns != oracle.namespace(os.getpid(), "uts")
 
 
 def test_a_fork_by_a_thread_names_the_thread(sensor: Sensor) -> None:

@@ -43,6 +43,7 @@ _PROCESSES: Final = ("on_exec", "on_fork", "on_exit", "on_free")
 """Always attached: what they keep, the others use."""
 _COUNTERS: Final = struct.Struct(f"<Q{EVENT_TYPES * 5}QQQ")
 """struct counters of bpf/maps/maps.h."""
+MAX_ANCESTOR_PASSES: Final = 16
 _U32: Final = struct.Struct("<I")
 _DRAINED: Final = struct.Struct("<QQ")
 """struct drained of bpf/maps/maps.h."""
@@ -190,8 +191,14 @@ class CoreSource:
         return SourceCounters(types, images_missing=totals[-2], images_dropped=totals[-1])
 
     def seed(self) -> int:
-        """See EventSource. Connections take two passes: listening ports, then their connections."""
+        """See EventSource. Connections take two passes: listening ports, then their connections.
+
+        Processes take as many as it takes until each knows its ancestors.
+        """
         seeded = len(libbpf.run_iterator(self._images_link)) // 4
+        for _ in range(MAX_ANCESTOR_PASSES):
+            if not libbpf.run_iterator(self._images_link):
+                break
         libbpf.run_iterator(self._connections_link)
         libbpf.run_iterator(self._connections_link)
         return seeded

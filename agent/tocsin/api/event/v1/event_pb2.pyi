@@ -376,7 +376,7 @@ class _ImageFlagEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageFlag.V
     IMAGE_FLAG_UNSPECIFIED: _ImageFlag.ValueType  # 0
     """No bit set."""
     IMAGE_FLAG_ARGV_TRUNCATED: _ImageFlag.ValueType  # 1
-    """argv is cut: its end is missing."""
+    """argv is cut: a part before its end is missing."""
     IMAGE_FLAG_EXE_TRUNCATED: _ImageFlag.ValueType  # 2
     """exe is cut: its beginning is missing, its tail is kept."""
     IMAGE_FLAG_CWD_TRUNCATED: _ImageFlag.ValueType  # 4
@@ -390,7 +390,7 @@ class ImageFlag(_ImageFlag, metaclass=_ImageFlagEnumTypeWrapper):
 IMAGE_FLAG_UNSPECIFIED: ImageFlag.ValueType  # 0
 """No bit set."""
 IMAGE_FLAG_ARGV_TRUNCATED: ImageFlag.ValueType  # 1
-"""argv is cut: its end is missing."""
+"""argv is cut: a part before its end is missing."""
 IMAGE_FLAG_EXE_TRUNCATED: ImageFlag.ValueType  # 2
 """exe is cut: its beginning is missing, its tail is kept."""
 IMAGE_FLAG_CWD_TRUNCATED: ImageFlag.ValueType  # 4
@@ -587,7 +587,9 @@ class Process(_message.Message):
     cwd: _builtins.bytes
     """Working directory at exec."""
     argv: _builtins.bytes
-    """Arguments as the kernel held them right after exec, each ended by NUL."""
+    """Arguments as the kernel held them right after exec, each ended by NUL. Of
+    more than 4096 bytes head and tail are kept, an argument "..." between.
+    """
     exe_inode: _builtins.int
     """Inode of the executable."""
     exe_dev: _builtins.int
@@ -614,7 +616,7 @@ class Process(_message.Message):
     """Audit session; 4294967295 where there is none."""
     ancestors: _builtins.bytes
     """Executables of parent, grandparent and so on when the process began or
-    executed, nearest first, each ended by NUL; the oldest are left out when
+    executed, nearest first, each ended by NUL; the oldest are cut when
     they do not fit. Only in Event.process.
     """
     cgroup_name: _builtins.bytes

@@ -108,6 +108,13 @@ def test_damage_is_refused_or_unseen_and_nothing_else(
             return
 
 
+def test_a_page_that_is_another_one_is_refused(database: Path) -> None:
+    root_page = struct.unpack_from("<Q", DATABASE, metas()[0] + 16 + 16)[0]
+    damaged(database, root_page * PAGE_BYTES, b"\xff")
+    with pytest.raises(BoltError, match=f"expected page {root_page}"):
+        read_bucket(database, CONTAINERS)
+
+
 def test_a_branch_that_leads_to_itself_ends(database: Path) -> None:
     for page in range(2, len(DATABASE) // PAGE_BYTES):
         at = page * PAGE_BYTES

@@ -203,7 +203,16 @@ def test_a_pipe_in_place_of_the_file_holds_nobody(tmp_path: Path) -> None:
     assert containers.troubles == {Trouble.UNREADABLE: 1}
 
 
+def test_a_link_in_place_of_the_file_is_not_followed(tmp_path: Path) -> None:
+    put(tmp_path, "elsewhere", docker("/other", "i", {}))
+    (tmp_path / DOCKER_FILE).parent.mkdir(parents=True)
+    (tmp_path / DOCKER_FILE).symlink_to(tmp_path / "elsewhere")
+    containers = Containers(tmp_path)
+    assert containers.describe(ContainerRef(ID, Runtime.DOCKER)) == Container(ID, Runtime.DOCKER)
+    assert containers.troubles == {Trouble.UNREADABLE: 1}
+
+
 def test_a_label_cannot_lead_to_another_file(tmp_path: Path) -> None:
-    put(tmp_path, DOCKER_FILE, docker("/shop", "i", {"io.kubernetes.sandbox.id": "../../../../../outside"}))
+    put(tmp_path, DOCKER_FILE, docker("/shop", "i", {"io.kubernetes.sandbox.id": "../../../../outside"}))
     put(tmp_path, "outside/config.v2.json", docker("/o", "i", {"stolen": "label"}))
     assert Containers(tmp_path).describe(ContainerRef(ID, Runtime.DOCKER)).labels == ()

@@ -84,7 +84,7 @@ def test_a_file_of_no_bytes(tmp_path: Path) -> None:
     assert look(request_of(tmp_path / "empty")).digests == digests_of(b"")
 
 
-def test_a_file_that_has_no_name_any_more_is_read_through_its_process(tmp_path: Path) -> None:
+def test_a_file_whose_name_is_another_ones_now_is_read_through_its_process(tmp_path: Path) -> None:
     program = tmp_path / "sleep"
     program.write_bytes(Path("/bin/sleep").read_bytes())
     program.chmod(0o755)
@@ -92,7 +92,10 @@ def test_a_file_that_has_no_name_any_more_is_read_through_its_process(tmp_path: 
         try:
             request = request_of(program, process.pid)
             program.unlink()
-            assert look(request).digests == digests_of(Path("/bin/sleep").read_bytes())
+            program.write_bytes(b"another program")
+            answer = look(request)
+            assert answer.digests == digests_of(Path("/bin/sleep").read_bytes())
+            assert not answer.of_host
         finally:
             process.kill()
 
@@ -189,6 +192,10 @@ def test_a_file_that_shrinks_while_it_is_read(program: Path) -> None:
     assert while_reading(program, lambda: os.truncate(program, 10)).failure is Failure.CHANGED
 
 
+def test_a_file_of_which_a_part_was_read_has_no_digest(program: Path) -> None:
+    assert look_at(request_of(program), 1 << 30, Pace(1 << 40), lambda: True).digests is None
+
+
 def test_a_file_above_the_limit_is_not_opened(program: Path) -> None:
     request = request_of(program)
     program.unlink()
@@ -254,12 +261,12 @@ def test_an_answer_comes_later_and_then_from_the_cache(program: Path) -> None:
 
 
 def test_a_file_that_is_asked_for_twice_is_read_once(program: Path) -> None:
-    hasher = Hasher()
+    hasher = Hasher(queue_requests=1)
     hasher.ask(request_of(program))
     hasher.ask(request_of(program))
+    assert (hasher.counters().waiting, hasher.counters().failures) == (1, {})
     with running(hasher):
         assert len(take(hasher, 1)) == 1
-        assert hasher.counters().hashed_files == 1
 
 
 def test_who_asks_is_turned_away_when_too_many_files_wait(tmp_path: Path) -> None:

@@ -143,9 +143,9 @@ def test_directories_that_are_not_merged_are_two(tmp_path: Path) -> None:
 
 
 def test_a_diverted_file_is_its_packages_where_it_was_moved_to(tmp_path: Path) -> None:
-    lists = {"coreutils": ["/bin/sh"], "dash": ["/usr/bin/sh"]}
-    packages = Packages(dpkg(tmp_path, lists, ["/bin/sh", "/bin/sh.moved", "dash"]))
-    assert packages.owner(b"/usr/bin/sh") == Package("dash", "0.5-2")
+    lists = {"coreutils": ["/bin/sh"], "bash": ["/usr/bin/sh"]}
+    packages = Packages(dpkg(tmp_path, lists, ["/bin/sh", "/bin/sh.moved", "bash"]))
+    assert packages.owner(b"/usr/bin/sh") == Package("bash", "")
     assert packages.owner(b"/usr/bin/sh.moved") == Package("coreutils", "9.1-1")
 
 

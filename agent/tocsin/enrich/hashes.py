@@ -252,12 +252,12 @@ def _digests_of(request: Request, max_file_bytes: int, pace: Pace, stopping: Cal
         try:
             changed_ns = os.fstat(fd).st_ctime_ns
             digests = _read(fd, request.key.size_bytes, pace, stopping)
-            after = os.fstat(fd)
+            is_changed = os.fstat(fd).st_ctime_ns != changed_ns  # nobody can set this time
         finally:
             os.close(fd)
     except OSError as error:
         raise HashError(Failure.UNREADABLE) from error
-    if not _is_version(after, request.key) or after.st_ctime_ns != changed_ns:
+    if is_changed:
         raise HashError(Failure.CHANGED)
     return digests
 

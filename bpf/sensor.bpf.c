@@ -5,8 +5,10 @@
  */
 #include "programs/dispatch.h"
 #include "programs/file.h"
+#include "programs/memory.h"
 #include "programs/process.h"
 #include "programs/seed.h"
+#include "programs/tamper.h"
 #include "programs/tcp.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

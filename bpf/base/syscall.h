@@ -9,6 +9,9 @@
 
 #include "base/wanted.h"
 
+#define EPERM  1
+#define EACCES 13
+
 struct call {
 	u64 argument[6];
 	long result;
@@ -35,6 +38,12 @@ static __always_inline bool is_compat(void)
 	struct task_struct *task = (void *)bpf_get_current_task();
 
 	return BPF_CORE_READ(task, thread_info.status) & TS_COMPAT;
+}
+
+/* The third argument, also of a 32-bit process: for what is decided by it alone. */
+static __always_inline u32 third_argument(struct pt_regs *regs)
+{
+	return regs->dx;
 }
 
 static __always_inline void read_arguments(struct call *call, struct pt_regs *regs)
@@ -70,6 +79,11 @@ static __always_inline bool is_compat(void)
 	return BPF_CORE_READ(task, thread_info.flags) >> TIF_32BIT & 1;
 }
 
+static __always_inline u32 third_argument(struct pt_regs *regs)
+{
+	return regs->regs[2];
+}
+
 /* The first register holds the result by now; the kernel keeps what it was. */
 static __always_inline void read_arguments(struct call *call, struct pt_regs *regs)
 {
@@ -92,6 +106,12 @@ static __always_inline u16 act_of(u32 number, bool *compat)
 		return ACT_NONE;
 	*compat = is_compat();
 	return *compat ? acts_of_number->compat : acts_of_number->native;
+}
+
+/* Acts that fail for another reason changed nothing and tried nothing forbidden. */
+static __always_inline bool worth_telling(u32 error)
+{
+	return !error || error == EPERM || error == EACCES;
 }
 
 /* For a program that on_syscall called: ctx is that of tp_btf/sys_exit. */

@@ -65,12 +65,27 @@ struct ipc_namespace {
 	struct ns_common ns;
 };
 
+struct xarray {
+	void *xa_head;
+};
+
+struct xa_node {
+	unsigned char shift;
+	void *slots[1];
+};
+
+struct idr {
+	struct xarray idr_rt;
+};
+
 struct pid_namespace {
 	struct ns_common ns;
+	struct idr idr;
 };
 
 struct user_namespace {
 	struct ns_common ns;
+	int level;
 };
 
 struct cgroup_namespace {
@@ -199,8 +214,33 @@ struct mm_struct {
 	unsigned long arg_end;
 };
 
+struct hlist_node {
+	struct hlist_node *next;
+};
+
+struct hlist_head {
+	struct hlist_node *first;
+};
+
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+
+/* Of its lists of tasks and a task's places in them only the first is used: of the task itself. */
+struct pid {
+	unsigned int level;
+	struct hlist_head tasks[1];
+	struct upid numbers[1];
+};
+
+struct kernel_siginfo {
+	int si_code;
+};
+
 struct signal_struct {
 	atomic_t live;
+	int nr_threads;
 	int group_exit_code;
 	unsigned int flags;
 };
@@ -212,12 +252,15 @@ struct thread_info {
 
 struct task_struct {
 	struct thread_info thread_info;
+	void *stack;
 	unsigned int flags;
 	int exit_code;
 	int pid;
 	int tgid;
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
+	struct pid *thread_pid;
+	struct hlist_node pid_links[1];
 	u64 start_boottime;
 	const struct cred *cred;
 	char comm[TASK_COMM_LEN];

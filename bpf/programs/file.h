@@ -11,9 +11,6 @@
 #include "extract/file.h"
 #include "store/images.h"
 
-#define EPERM  1
-#define EACCES 13
-
 #define O_ACCMODE     03
 #define O_WRONLY      01
 #define O_CREAT       0100
@@ -50,12 +47,6 @@ struct file_act {
 	u64 size;
 	u32 error;
 };
-
-/* Acts that fail for another reason changed nothing and tried nothing forbidden. */
-static __always_inline bool worth_telling(u32 error)
-{
-	return !error || error == EPERM || error == EACCES;
-}
 
 /* The verdict on the longest known beginning of the path that stands at `at` in the record. */
 static __always_inline u32 verdict_of_path(struct scratch *s, u64 at)

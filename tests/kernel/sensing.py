@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable
 
-from tocsin.api.event.v1 import batch_pb2, event_pb2
+from tocsin.api.event.v1 import batch_pb2, event_pb2, options_pb2
 from tocsin.config import SensorConfig
 from tocsin.kernel.core import open_core
 from tocsin.kernel.source import Drained, EventSource, SourceCounters
@@ -13,7 +13,10 @@ EXEC, FORK, EXIT = event_pb2.EVENT_TYPE_EXEC, event_pb2.EVENT_TYPE_FORK, event_p
 CONNECT, ACCEPT = event_pb2.EVENT_TYPE_TCP_CONNECT, event_pb2.EVENT_TYPE_TCP_ACCEPT
 CLOSE = event_pb2.EVENT_TYPE_TCP_CLOSE
 TCP_TYPES = (CONNECT, ACCEPT, CLOSE)
-BODY = {EXEC: "exec", FORK: "fork", EXIT: "exit", CONNECT: "tcp_connect", ACCEPT: "tcp_accept", CLOSE: "tcp_close"}
+BODY = {
+    field.GetOptions().Extensions[options_pb2.act].event_type: field.name
+    for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["body"].fields
+}
 DEADLINE_S = 6.0
 POLL_S = 0.003
 

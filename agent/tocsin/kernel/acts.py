@@ -119,7 +119,10 @@ class Hook:
     """What the kernel must have; empty: every kernel has it."""
 
 
-HOOKS: Final = (Hook("on_tcp_state", _types("TCP_CONNECT", "TCP_ACCEPT", "TCP_CLOSE")),)
+HOOKS: Final = (
+    Hook("on_tcp_state", _types("TCP_CONNECT", "TCP_ACCEPT", "TCP_CLOSE")),
+    Hook("on_signal", _types("SIGNAL")),
+)
 """Beside those for processes, which are always there: the others need what they keep."""
 
 TELLERS: Final = (
@@ -177,13 +180,24 @@ TELLERS: Final = (
             Act.UTIMENSAT: ("utimensat", "utimensat_time64", "futimesat"),
         },
     ),
+    Teller("act_ptrace", _types("PTRACE"), {Act.PTRACE: ("ptrace",)}),
+    Teller("act_process_write", _types("PROCESS_WRITE"), {Act.PROCESS_WRITE: ("process_vm_writev",)}),
+    Teller("act_prctl", _types("PRCTL"), {Act.PRCTL: ("prctl",)}),
+    Teller("act_seccomp", _types("PRCTL"), {Act.SECCOMP: ("seccomp",)}),
+    Teller("act_memfd_create", _types("MEMFD_CREATE"), {Act.MEMFD_CREATE: ("memfd_create",)}),
+    Teller(
+        "act_memory_protect",
+        _types("MEMORY_EXECUTABLE"),
+        {Act.MMAP: ("mmap", "mmap2"), Act.MPROTECT: ("mprotect", "pkey_mprotect")},
+    ),
+    Teller("act_memory_map_old", _types("MEMORY_EXECUTABLE"), {Act.MMAP_OLD: ("old_mmap",)}),
 )
 """Every program that tells system calls."""
 
 _NEWER: Final = {"setxattrat": 463, "removexattrat": 466, "fchmodat2": 452}
 """Numbers that are the same on every architecture and that libseccomp may not know yet."""
-_I386: Final = {"socket": 359, "bind": 361, "connect": 362, "accept4": 364}
-"""Direct numbers of calls that libseccomp knows as parts of socketcall."""
+_I386: Final = {"socket": 359, "bind": 361, "connect": 362, "accept4": 364, "mmap": None, "old_mmap": 90}
+"""Numbers of calls that libseccomp knows as parts of socketcall; mmap there is another call than elsewhere."""
 _NO_ACTS: Final = (Act.NONE, Act.NONE)
 
 

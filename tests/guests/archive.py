@@ -62,7 +62,7 @@ class Tree:
     def linked_files(self) -> list[Path]:
         """Programs and shared libraries: what the dynamic linker has to do with."""
         names = [(name, entry.source) for name, entry in self._entries.items()]
-        return [source for name, source in names if source and (".so" in name or "/bin/" in name)]
+        return [source for name, source in names if source and (".so" in name or "bin/" in name)]
 
     def write(self, file: BinaryIO) -> None:
         """Writes the archive. https://docs.kernel.org/driver-api/early-userspace/buffer-format.html"""

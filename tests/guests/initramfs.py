@@ -19,9 +19,11 @@ from kernel.acting import ACTS, Acts  # type: ignore[import-not-found]
 
 ROOT: Final = Path(__file__).parents[2]
 REPOSITORY: Final = ("agent/tocsin", "tests/kernel", "tests/guests/inside", "pyproject.toml")
-DISTRIBUTIONS: Final = ("pytest", "pytest-timeout", "protobuf")
-LIBRARIES: Final = ("libbpf.so.1",)
-PROGRAMS: Final = ("sh", "cp", "true", "echo", "cat", "wc")
+DISTRIBUTIONS: Final = ("pytest", "pytest-timeout", "protobuf", "psutil", "pyroute2", "pyseccomp")
+# What the agent opens by name.
+LIBRARIES: Final = ("libbpf.so.1", "libseccomp.so.2")
+# The last one finds libraries for ctypes.
+PROGRAMS: Final = ("/bin/sh", "/bin/cp", "/bin/true", "/bin/echo", "/bin/cat", "/usr/bin/wc", "/sbin/ldconfig")
 # Large, and no test imports them.
 STDLIB_WITHOUT: Final = re.compile(
     r"/(site-packages|dist-packages|test|tests|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pydoc_data|distutils"
@@ -40,8 +42,7 @@ def build(target: Path, scratch: Path) -> None:
     _add_repository(tree)
     _add_acts(tree, scratch)
     for program in PROGRAMS:
-        tree.add(Path("/bin") / program)
-    tree.add(Path("/usr/bin/wc"))
+        tree.add(Path(program))
     for library in LIBRARIES:
         tree.add(_path_of_library(library))
     for path in _linked(tree.linked_files()):

@@ -1,6 +1,6 @@
 """The kernel matrix: boots each series, says what is wrong with it, and writes docs/KERNELS.md.
 
-python -m guests.matrix [--update] [SERIES...], from `make kernels`. Exit code 1: a kernel is not in order.
+python -m guests.matrix [--update] [--only SERIES]..., from `make kernels`. Exit code 1: a kernel is not in order.
 """
 
 import argparse
@@ -77,19 +77,19 @@ def summary(name: str, run: Run) -> str:
 def main() -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(prog="make kernels ARGS=…", description="Tests the programs on other kernels.")
-    parser.add_argument("series", nargs="*", choices=kernels.SERIES, help="default: all, and docs/KERNELS.md")
+    parser.add_argument("--only", action="append", choices=kernels.SERIES, help="one series, docs/KERNELS.md stays")
     parser.add_argument("--update", action="store_true", help="accept the verifier's counts of this run")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tocsin-kernels-") as scratch:
         try:
-            booted = boot(wanted.series or kernels.SERIES, Path(scratch), refresh=True)
+            booted = boot(wanted.only or kernels.SERIES, Path(scratch), refresh=True)
             runs = {name: run.result() for name, run in booted.items()}
         except (UnavailableError, NoVerdictError) as error:
             print(f"make kernels: {error}", file=sys.stderr)
             return 1
     if wanted.update:
         verifier.accept({name: run.instructions for name, run in runs.items() if run.instructions})
-    if not wanted.series:
+    if not wanted.only:
         DOCUMENT.write_text(report.document(runs))
     accepted = verifier.accepted()
     return max([_tell(name, run, list(faults(run, accepted.get(name, {})))) for name, run in runs.items()])

@@ -144,8 +144,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int caller_tid, struct linux_bin
 	}
 	s->record[process] = TOCSIN_TAG_EVENT_PROCESS;
 	put_length(s->record + process + 1, at - process - sizeof(struct short_field));
-	at = append_process(s, at, TOCSIN_TAG_EVENT_PARENT, TOCSIN_EVENT_FLAG_PARENT_IMAGE_MISSING,
-			    task->real_parent->group_leader);
+	at = put_parent(s->slot, at);
 	at = append_exec(s, at, task, caller_tid, bprm, layout.argv_bytes);
 	submit(s, TOCSIN_EVENT_TYPE_EXEC, at);
 	return 0;

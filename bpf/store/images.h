@@ -154,18 +154,44 @@ static __always_inline u64 append_actors(struct scratch *s, u64 at, struct task_
 			      task->real_parent->group_leader);
 }
 
-/* The same for the task that runs now. */
-static __always_inline u64 append_current(struct scratch *s, u64 at)
+/*
+ * The same for the task that runs now; returns the record's end. Global: the kernel looks types up
+ * by name for every pointer that is followed here, which takes milliseconds; it does so once.
+ */
+__noinline u64 put_parent(u32 slot, u64 at)
 {
+	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
 	struct task_struct *task;
 
+	if (!s)
+		return RECORD_BYTES + 1;
 	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf))
-		return append_actors(s, at, bpf_get_current_task_btf());
+		return append_process(s, at, TOCSIN_TAG_EVENT_PARENT,
+				      TOCSIN_EVENT_FLAG_PARENT_IMAGE_MISSING,
+				      bpf_get_current_task_btf()->real_parent->group_leader);
 	task = (void *)bpf_get_current_task();
-	at = append_probed(s, at, TOCSIN_TAG_EVENT_PROCESS, TOCSIN_EVENT_FLAG_PROCESS_IMAGE_MISSING,
-			   task);
 	return append_probed(s, at, TOCSIN_TAG_EVENT_PARENT, TOCSIN_EVENT_FLAG_PARENT_IMAGE_MISSING,
 			     BPF_CORE_READ(task, real_parent, group_leader));
+}
+
+__noinline u64 put_process(u32 slot, u64 at)
+{
+	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
+
+	if (!s)
+		return RECORD_BYTES + 1;
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf))
+		return append_process(s, at, TOCSIN_TAG_EVENT_PROCESS,
+				      TOCSIN_EVENT_FLAG_PROCESS_IMAGE_MISSING,
+				      bpf_get_current_task_btf());
+	return append_probed(s, at, TOCSIN_TAG_EVENT_PROCESS,
+			     TOCSIN_EVENT_FLAG_PROCESS_IMAGE_MISSING,
+			     (void *)bpf_get_current_task());
+}
+
+static __always_inline u64 append_current(struct scratch *s, u64 at)
+{
+	return put_parent(s->slot, put_process(s->slot, at));
 }
 
 /* The last part of the path of the task's cgroup; of the pids controller where version 2 is unused. */

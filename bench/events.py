@@ -46,6 +46,7 @@ def recorded(path: Path) -> list[bytes]:
             events += [index.event(at) for at, kind in kinds if kind not in (0, event_pb2.EVENT_TYPE_LOSS)]
     return events
 
+
 NAMESPACE = 4026531840
 
 

@@ -96,7 +96,7 @@ def test_users_stand_in_the_first_batch_and_when_somebody_new_listens() -> None:
 
     assert users() > 0
     assert users() == 0
-    batcher.tell_users()
+    batcher.tell_names()
     assert users() > 0
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from tocsin.api.event.v1 import batch_pb2, event_pb2
-from tocsin.enrich.users import Users
+from tocsin.enrich.users import Groups, Users
 from tocsin.kernel.source import Drained, EventSource, SourceCounters
+from tocsin.processes.healing import Healer
 from tocsin.processes.outlet import Queued
 from tocsin.processes.told import Key, lost
 from tocsin.records import framing
@@ -43,44 +44,47 @@ class Losses:
         self.told, self._fresh = now, Counter()
         at_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         return [
-            event_pb2.Event(
-                boottime_ns=at_ns,
-                type=event_pb2.EVENT_TYPE_LOSS,
-                loss=event_pb2.Loss(
-                    event_type=kind,  # type: ignore[arg-type]
-                    reason=reason,  # type: ignore[arg-type]
-                    count=count,
-                    total=now[kind, reason] or self._total[kind, reason],
-                ),
-            )
+            _loss_event(at_ns, kind, reason, count, now[kind, reason] or self._total[kind, reason])
             for (kind, reason), count in sorted(fresh.items())
         ]
+
+
+def _loss_event(at_ns: int, kind: int, reason: int, count: int, total: int) -> event_pb2.Event:
+    """What was held back on purpose is an event of its own type."""
+    loss = event_pb2.Loss(event_type=kind, reason=reason, count=count, total=total)  # type: ignore[arg-type]
+    if reason == event_pb2.LOSS_REASON_THROTTLED:
+        return event_pb2.Event(boottime_ns=at_ns, type=event_pb2.EVENT_TYPE_THROTTLED, throttled=loss)
+    return event_pb2.Event(boottime_ns=at_ns, type=event_pb2.EVENT_TYPE_LOSS, loss=loss)
 
 
 class Batcher:
     """Makes batches of one source."""
 
-    def __init__(self, source: EventSource, told: SourceCounters = NOTHING_TOLD) -> None:
-        """`told`: losses that a former sensor has told."""
+    def __init__(self, source: EventSource, told: SourceCounters = NOTHING_TOLD, shortfall: str = "") -> None:
+        """`told`: losses that a former sensor has told; `shortfall`: what the source cannot see."""
         self._source = source
+        self._shortfall = shortfall
+        self._healer = Healer(source)
         self._host_id = hashlib.sha256(_text(MACHINE_ID).encode()).hexdigest()
         self._boot_id = _text(BOOT_ID)
         self._users = Users()
-        self._users_due = True
+        self._groups = Groups()
+        self._names_due = True
         self._refreshed_s = 0.0
         self.losses = Losses(told)
 
-    def tell_users(self) -> None:
-        """Users stand in the next batch: somebody new listens."""
-        self._users_due = True
+    def tell_names(self) -> None:
+        """Users and groups stand in the next batch: somebody new listens."""
+        self._names_due = True
 
     def make(self, drained: Drained) -> Queued:
         """The batch that is due."""
         now_s = time.monotonic()
         if now_s - self._refreshed_s >= REFRESH_S:
             self._refreshed_s = now_s
-            self._users_due |= self._users.refresh()
+            self._names_due |= self._users.refresh() | self._groups.refresh()
         counters = self._source.counters()
+        self._healer.look(counters)
         self.losses.count(event_pb2.LOSS_REASON_MALFORMED, drained.malformed)
         losses = [framing.event_field(e.SerializeToString()) for e in self.losses.take(counters)]
         header = batch_pb2.BatchHeader(
@@ -94,11 +98,14 @@ class Batcher:
             realtime_offset_ns=time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME),
             counters=counters.types,
             schema_digest=SCHEMA_DIGEST,
-            users=self._users.known if self._users_due else (),
+            users=self._users.known if self._names_due else (),
+            groups=self._groups.known if self._names_due else (),
             images_missing=counters.images_missing,
             images_dropped=counters.images_dropped,
+            shortfall=self._shortfall,
+            heals=self._healer.heals,
         )
-        self._users_due = False
+        self._names_due = False
         payload = b"".join((drained.body, *losses, framing.header_field(header.SerializeToString())))
         return Queued(drained.start, drained.end, drained.count, payload, self.losses.told)
 

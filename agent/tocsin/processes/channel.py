@@ -25,7 +25,8 @@ MAGIC = b"TCS1"
 MAX_MESSAGE_BYTES = 1 << 20
 """Largest datagram: header and payload. Batches are cut well below it."""
 SOCKET_BUFFER_BYTES = 8 << 20
-MAX_FDS = 16
+MAX_FDS = 64
+"""Of one message: a source's maps and programs. The kernel takes 253."""
 NO_DIGEST = bytes(32)
 
 

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("cannot start: %s", error)  # noqa: TRY400 - an operator's error, not the program's
         return 1
     try:
-        Sensor(config, monitor, source, told).run()
+        Sensor(config, monitor, source, Batcher(source, told.counters(), shortfall), told).run()
     except PeerError as error:
         log.info("monitor: %s", error)
     return 0
@@ -91,32 +91,57 @@ def kept_descriptors(monitor: Channel) -> list[int]:
 
 
 def open_source(config: SensorConfig, kept_fds: list[int]) -> tuple[EventSource, str]:
-    """The source, and why it is not the one that was wanted. Raises KernelError."""
-    if config.source == "replay":
-        return open_replay(config), "recorded events are shown, none of this host: sensor.source is replay"
-    if config.source == "netlink":
-        from tocsin.kernel.netlink import source as netlink  # pyroute2 is large: only for those who use it
+    """The source, and what it cannot see. Raises KernelError, or ConfigError for settings that make no sense."""
+    if config.source == "auto" and not kept_fds:
+        return first_source(config)
+    return OPENERS[config.source](config, kept_fds)
 
-        return netlink.open_netlink(config), netlink.shortfall()
-    try:
-        return open_core(config, kept_fds), ""
-    except KernelError as error:
-        if config.source == "core" or kept_fds:
-            raise
-        shortfall = f"recorded events are shown, none of this host: {error}"
-    log.warning("%s", shortfall)
-    return open_replay(config), shortfall
+
+def first_source(config: SensorConfig) -> tuple[EventSource, str]:
+    """The first that this host allows, the most capable first; recorded events where none is."""
+    reasons = []
+    for name in AUTOMATIC:
+        try:
+            source, shortfall = OPENERS[name](config, [])
+        except KernelError as error:
+            log.warning("source %s: %s", name, error)
+            reasons.append(f"{name}: {error}")
+        else:
+            return source, "; ".join([shortfall, *reasons]) if shortfall else ""
+    return open_replay(config), f"recorded events are shown, none of this host: {'; '.join(reasons)}"
+
+
+def _core(config: SensorConfig, kept_fds: list[int]) -> tuple[EventSource, str]:
+    return open_core(config, kept_fds, own_pid=os.getppid()), ""
+
+
+def _netlink(config: SensorConfig, _: list[int]) -> tuple[EventSource, str]:
+    from tocsin.kernel.netlink import source as netlink  # pyroute2 is large: only for those who use it
+
+    return netlink.open_netlink(config), netlink.shortfall()
+
+
+def _replay(config: SensorConfig, _: list[int]) -> tuple[EventSource, str]:
+    return open_replay(config), "recorded events are shown, none of this host: sensor.source is replay"
+
+
+OPENERS: Final = {"auto": _core, "core": _core, "netlink": _netlink, "replay": _replay}
+"""How each source is opened, given what a former sensor left: descriptors are the core source's."""
+AUTOMATIC: Final = ("core", "netlink")
+"""What `auto` tries."""
 
 
 class Sensor:
     """The loop."""
 
-    def __init__(self, config: SensorConfig, monitor: Channel, source: EventSource, told: ToldLosses) -> None:
+    def __init__(
+        self, config: SensorConfig, monitor: Channel, source: EventSource, batcher: Batcher, told: ToldLosses
+    ) -> None:
         self._config = config
         self._monitor = monitor
         self._source = source
         self._told = told
-        self._batcher = Batcher(source, told.counters())
+        self._batcher = batcher
         self._peers = Peers(monitor, self._from_monitor, self._gone, log)
         self._courier: Channel | None = None
         self._evaluator: Channel | None = None
@@ -235,7 +260,7 @@ class Sensor:
         else:
             channel.close()
             raise PeerError(f"ATTACH of a peer with role {role}, expected courier or evaluator")
-        self._batcher.tell_users()
+        self._batcher.tell_names()
 
     def _from_courier(self, message: Message) -> None:
         if message.kind is not Kind.ACK:
@@ -256,7 +281,7 @@ class Sensor:
 
     def _take_candidate(self) -> None:
         self._evaluator, self._candidate = self._candidate, None
-        self._batcher.tell_users()
+        self._batcher.tell_names()
         self._monitor.send(Message(Kind.SWITCHED, a=self._to_evaluator.sent_position))
 
 

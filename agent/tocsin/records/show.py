@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from rich.text import Text
 
 from tocsin.api.event.v1 import batch_pb2, event_pb2, options_pb2
+from tocsin.records.field import ERROR_NAMES
 
 if TYPE_CHECKING:
     from google._upb._message import FieldDescriptor as UpbFieldDescriptor
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 Field: TypeAlias = "FieldDescriptor | UpbFieldDescriptor"
 _WIDE: Final = frozenset({FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64})
-_FLAGS: Final = {"flags": event_pb2.EventFlag, "image_flags": event_pb2.ImageFlag}
+_FLAGS: Final = {
+    "flags": event_pb2.EventFlag,
+    "image_flags": event_pb2.ImageFlag,
+    "exec_flags": event_pb2.ExecFlag,
+    "path_flags": event_pb2.PathFlag,
+}
 _BOOT: Final = "boottime_ns"
 LEVEL_STYLES: Final = {
     batch_pb2.LEVEL_INFORMATIONAL: "cyan",
@@ -39,7 +45,7 @@ LEVEL_STYLES: Final = {
 def event_json(event: event_pb2.Event, offset_ns: int, users: Mapping[int, str]) -> Json:
     """An event; `offset_ns` is its batch's realtime_offset_ns, `users` maps uids to names."""
     shown = _message(event, offset_ns)
-    for name in ("process", "parent"):
+    for name in ("process", "parent", "target"):
         if event.HasField(name) and (user := users.get(getattr(event, name).euid)):
             shown[name]["user"] = user
     return shown
@@ -82,13 +88,19 @@ def _value(field: Field, value: Any, offset_ns: int) -> Any:
     if field.enum_type is not None:
         known = field.enum_type.values_by_number.get(value)
         return known.name if known else value
+    if isinstance(value, bytes):
+        return _bytes(value, presentation)
+    return _number(field, value, presentation)
+
+
+def _number(field: Field, value: Any, presentation: int) -> Any:
     if presentation == options_pb2.PRESENTATION_FLAGS and field.name in _FLAGS:
         return [name for name, bit in _FLAGS[field.name].items() if bit and value & bit]
     if presentation == options_pb2.PRESENTATION_HEX:
         return f"0x{value:x}"
-    if field.cpp_type in _WIDE:
-        return str(value)
-    return _bytes(value, presentation) if isinstance(value, bytes) else value
+    if presentation == options_pb2.PRESENTATION_ERRNO:
+        return error_name(value)
+    return str(value) if field.cpp_type in _WIDE else value
 
 
 def _bytes(value: bytes, presentation: int) -> str | list[str]:
@@ -96,6 +108,8 @@ def _bytes(value: bytes, presentation: int) -> str | list[str]:
         return arguments(value)
     if presentation == options_pb2.PRESENTATION_IP:
         return address(value)
+    if presentation == options_pb2.PRESENTATION_IPS:
+        return addresses(value)
     return value.decode(errors="backslashreplace")
 
 
@@ -110,6 +124,21 @@ def address(ip: bytes) -> str:
         return str(ipaddress.ip_address(ip))
     except ValueError:
         return ip.hex()
+
+
+def addresses(ips: bytes) -> list[str]:
+    """Addresses that each have their size in front; a rest that does not fit in hexadecimal."""
+    found = []
+    while ips:
+        size = ips[0]
+        found.append(address(ips[1 : 1 + size]))
+        ips = ips[1 + size :]
+    return found
+
+
+def error_name(error: int) -> str:
+    """EACCES for 13, success for 0."""
+    return "success" if not error else (ERROR_NAMES[error] if error < len(ERROR_NAMES) else "") or str(error)
 
 
 def rfc3339(realtime_ns: int) -> str:
@@ -127,11 +156,13 @@ def printable(text: str) -> str:
 def event_line(event: event_pb2.Event, offset_ns: int, users: Mapping[int, str]) -> Text:
     """An event on one line: local time, what happened, pid, user, program, and what it did."""
     name = event_pb2.EventType.Name(event.type).removeprefix("EVENT_TYPE_").lower() if event.type else "?"
+    body = event.WhichOneof("body")
+    counted = body in ("loss", "throttled")
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append(_clock(event.boottime_ns + offset_ns), "dim")
-    line.append(f" {name:<11} ", "green" if event.type != event_pb2.EVENT_TYPE_LOSS else "bold yellow")
-    if event.WhichOneof("body") == "loss":
-        line.append(loss_words(event.loss), "yellow")
+    line.append(f" {name:<17} ", "bold yellow" if counted else "green")
+    if counted:
+        line.append(loss_words(getattr(event, str(body))), "yellow")
         return line
     _append_actor(line, event, users.get(event.process.euid, ""))
     line.append(_deed(event))
@@ -175,16 +206,35 @@ def _append_actor(line: Text, event: event_pb2.Event, user: str) -> None:
 
 
 def _deed(event: event_pb2.Event) -> str:
-    match event.WhichOneof("body"):
-        case "tcp_connect" | "tcp_accept" | "tcp_close" as name:
+    """What it did: words for the bodies that need some, for the others the fields that say something."""
+    name = event.WhichOneof("body")
+    match name:
+        case "exec" | None:
+            return printable(" ".join(arguments(event.process.argv)))
+        case "tcp_connect" | "tcp_accept" | "tcp_close" | "udp_flow":
             return _connection(getattr(event, name))
         case "exit":
             how = f"signal {event.exit.signal}" if event.exit.signal else f"status {event.exit.code}"
             return f"{how} after {event.exit.run_time_ns / 1e9:.3f} s"
         case "fork":
             return f"child {event.fork.child_pid}"
-        case _:
-            return printable(" ".join(arguments(event.process.argv)))
+    words = [_fact(*fact) for fact in getattr(event, name).ListFields() if fact[0].name not in _UNTOLD]
+    if event.HasField("target"):
+        target = event.target.exe or event.target.comm
+        words.insert(0, f"→ {event.target.pid} {target.decode(errors='backslashreplace')}")
+    return printable(" ".join(word for word in words if word))
+
+
+_UNTOLD: Final = frozenset({"inode", "dev", "path_flags", "message", "message_bytes", "socket_cookie", "id", "flags"})
+"""Fields that a line has no room for."""
+
+
+def _fact(field: Field, value: Any) -> str:
+    """A field as it stands in a line: names by themselves, numbers with what they are."""
+    shown = _value(field, value, 0)
+    if isinstance(shown, list):
+        shown = ",".join(shown)
+    return str(shown) if field.cpp_type == FieldDescriptor.CPPTYPE_STRING else f"{field.name}={shown}"
 
 
 def _connection(tcp: event_pb2.Connection) -> str:

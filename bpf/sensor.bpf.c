@@ -3,6 +3,7 @@
  * The sensor's programs. Events are written as finished protobuf; wire/event.h is generated from
  * proto/. Order of reading: base, extract, store, programs.
  */
+#include "programs/datagram.h"
 #include "programs/dispatch.h"
 #include "programs/file.h"
 #include "programs/memory.h"

@@ -19,7 +19,9 @@ typedef __u64 u64;
 #define AF_UNIX            1
 #define AF_INET            2
 #define AF_INET6           10
+#define AF_PACKET          17
 #define IPPROTO_TCP_NUMBER 6
+#define IPPROTO_UDP_NUMBER 17
 #define S_IFMT             0170000
 #define S_IFSOCK           0140000
 #define PF_KTHREAD         0x00200000
@@ -312,11 +314,22 @@ struct sock_common {
 	atomic64_t skc_cookie;
 };
 
+struct upid {
+	int nr;
+};
+
+struct pid {
+	struct upid numbers[1];
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	int sk_err;
+	u16 sk_type;
 	u16 sk_protocol;
 	u8 sk_shutdown;
+	u32 sk_max_ack_backlog;
+	struct pid *sk_peer_pid;
 };
 
 struct inet_sock {
@@ -329,6 +342,29 @@ struct tcp_sock {
 	u64 bytes_acked;
 	u32 snd_una;
 	u32 write_seq;
+};
+
+struct packet_sock {
+	__be16 num;
+};
+
+struct sockaddr_un {
+	char sun_path[108];
+};
+
+/* len counts the name's family too. */
+struct unix_address {
+	int len;
+	struct sockaddr_un name[1];
+};
+
+struct unix_sock {
+	struct unix_address *addr;
+	struct sock *peer;
+};
+
+struct sk_buff {
+	struct sock *sk;
 };
 
 struct socket {

@@ -24,6 +24,11 @@
 #define MAX_PROCESSES   65536
 #define MAX_CONNECTIONS 65536
 #define MAX_LISTENERS   4096
+/* Calls of connect under way; the oldest go first. */
+#define MAX_CONNECTS 16384
+/* The same of destinations of UDP sockets, and of UDP sockets. */
+#define MAX_FLOWS  16384
+#define MAX_OWNERS 4096
 
 /* A process as it is kept: the parts of its Process message that are made at fork and exec. */
 struct image {
@@ -53,7 +58,17 @@ struct task_bytes {
 	u8 bytes[sizeof(struct wire_task) + 2 + TASK_COMM_LEN];
 };
 
-/* Who owns a TCP connection. */
+/* Whose a socket is. */
+struct owner {
+	/* What is_own and is_filtered said of it. */
+	u8 own;
+	u8 filtered;
+	u8 padding[6];
+	struct task_bytes process;
+	struct task_bytes parent;
+};
+
+/* A TCP connection. */
 struct connection {
 	u64 since_boottime_ns;
 	u8 direction;
@@ -62,8 +77,15 @@ struct connection {
 	/* its end has been told. */
 	u8 closed;
 	u8 padding[5];
-	struct task_bytes process;
-	struct task_bytes parent;
+	struct owner owner;
+};
+
+/* Where a UDP socket sends to; IPv4 addresses fill the first four bytes. */
+struct flow {
+	u64 cookie;
+	u8 address[16];
+	u32 port;
+	u32 padding;
 };
 
 /* Never read or written: puts the wire structs into the object's BTF, which a test compares with
@@ -78,6 +100,7 @@ struct scratch {
 	u32 slot;
 	struct image image;
 	struct connection connection;
+	struct owner owner;
 	u8 record[RECORD_BYTES];
 	/* Paths are built from the end; the tail takes what a masked offset may overrun. */
 	union {
@@ -147,6 +170,8 @@ enum verdict {
 	VERDICT_WATCH = 2,
 	/* Of a name: reads are told when the path's beginning says so too. */
 	VERDICT_ASK_PATH = 4,
+	/* Of a name: connections to Unix sockets with it are told. */
+	VERDICT_SOCKET = 8,
 };
 
 /* The last part of a path, or of its directory. */
@@ -200,6 +225,31 @@ struct {
 	__type(key, u64);
 	__type(value, struct connection);
 } connections SEC(".maps");
+
+/* Thread that is in connect(2) -> the socket whose state it has changed: its outcome is told by the
+ * socket's state. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_CONNECTS);
+	__type(key, u64);
+	__type(value, u64);
+} connects SEC(".maps");
+
+/* When a datagram went last. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_FLOWS);
+	__type(key, struct flow);
+	__type(value, u64);
+} flows SEC(".maps");
+
+/* Cookie of a UDP socket -> who sent through it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_OWNERS);
+	__type(key, u64);
+	__type(value, struct owner);
+} owners SEC(".maps");
 
 /* (network namespace << 16 | port) of listening sockets: filled and read while seeding only. */
 struct {

@@ -1,11 +1,20 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* TCP: connect with its outcome, accept, close. */
+/* TCP: connect with its outcome, accept, close; and what connect(2) does to other sockets. */
 #ifndef TOCSIN_PROGRAMS_TCP_H
 #define TOCSIN_PROGRAMS_TCP_H
 
-#include "extract/socket.h"
+#include "programs/socket.h"
 #include "store/connections.h"
-#include "store/images.h"
+
+#define EINTR        4
+#define ECONNABORTED 103
+#define ECONNRESET   104
+#define EISCONN      106
+#define ETIMEDOUT    110
+#define EALREADY     114
+#define EINPROGRESS  115
+/* The first of the codes that only the kernel knows: the call goes on after a signal. */
+#define ERESTARTSYS 512
 
 /* A tag as a constant: the body's place in the oneof. */
 static __always_inline u8 tcp_tag(u8 type)
@@ -30,30 +39,29 @@ static __always_inline u64 append_tcp(struct scratch *s, u64 at, struct sock *sk
 	bool outbound = connection->direction == TOCSIN_DIRECTION_OUTBOUND, ipv6 = talks_ipv6(sk);
 	u32 local = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
 	u32 remote = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	u64 now = ((struct wire_header *)s->record)->boottime_ns, begin = at;
+	struct connection_facts fixed = {
+		.direction = connection->direction,
+		.outcome = facts->outcome,
+		.protocol = IPPROTO_TCP_NUMBER,
+		.error = facts->error,
+		.source_port = outbound ? local : remote,
+		.destination_port = outbound ? remote : local,
+		.duration_ns = now - connection->since_boottime_ns,
+		.cookie = cookie_of(sk),
+	};
 	struct short_field *body;
-	u64 begin = at;
 	struct wire_connection *w;
 
 	BARRIER(at);
 	if (at > RECORD_BYTES - 512)
 		return RECORD_BYTES + 1;
 	w = (void *)(s->record + at + sizeof(*body));
-	wire_connection_tags(w);
-	WIRE_PUT(w, direction, connection->direction);
-	WIRE_PUT(w, outcome, facts->outcome);
-	WIRE_PUT(w, protocol, IPPROTO_TCP_NUMBER);
-	WIRE_PUT(w, error, facts->error);
-	WIRE_PUT(w, source_port, outbound ? local : remote);
-	WIRE_PUT(w, destination_port, outbound ? remote : local);
-	w->duration_ns =
-		((struct wire_header *)s->record)->boottime_ns - connection->since_boottime_ns;
-	WIRE_PUT(w, sent_bytes, 0);
-	WIRE_PUT(w, received_bytes, 0);
+	put_connection(w, &fixed);
 	if (facts->type == TOCSIN_EVENT_TYPE_TCP_CLOSE) {
 		WIRE_PUT(w, sent_bytes, sent_bytes(sk, outbound, facts->fin_written));
 		WIRE_PUT(w, received_bytes, received_bytes(sk));
 	}
-	WIRE_PUT(w, socket_cookie, BPF_CORE_READ(sk, __sk_common.skc_cookie.counter));
 	at += sizeof(*body) + sizeof(*w);
 	at = append_address(s, at, TOCSIN_TAG_CONNECTION_SOURCE_IP, sk, ipv6, outbound);
 	at = append_address(s, at, TOCSIN_TAG_CONNECTION_DESTINATION_IP, sk, ipv6, !outbound);
@@ -72,13 +80,12 @@ static __always_inline void tell(struct sock *sk, struct connection *connection,
 	struct scratch *s;
 	u64 at;
 
+	if (!wanted_of(facts->type, &connection->owner))
+		return;
 	s = begin(facts->type, &at);
 	if (!s)
 		return;
-	at = append_kept(s, at, TOCSIN_TAG_EVENT_PROCESS, TOCSIN_EVENT_FLAG_PROCESS_IMAGE_MISSING,
-			 &connection->process);
-	at = append_kept(s, at, TOCSIN_TAG_EVENT_PARENT, TOCSIN_EVENT_FLAG_PARENT_IMAGE_MISSING,
-			 &connection->parent);
+	at = append_owner(s, at, &connection->owner);
 	at = append_tcp(s, at, sk, connection, facts);
 	submit(s, facts->type, at);
 }
@@ -88,9 +95,11 @@ static __always_inline void begin_connect(struct sock *sk)
 {
 	struct tcp_facts facts = {.type = TOCSIN_EVENT_TYPE_TCP_CONNECT,
 				  .outcome = TOCSIN_CONNECT_OUTCOME_PENDING};
+	u64 thread = bpf_get_current_pid_tgid(), address = (u64)sk;
 	struct connection *connection;
 	struct scratch *s = claim();
 
+	bpf_map_update_elem(&connects, &thread, &address, BPF_ANY);
 	if (!s) {
 		COUNT_LOST(TOCSIN_EVENT_TYPE_TCP_CONNECT, lost_scratch_busy);
 		return;
@@ -102,6 +111,18 @@ static __always_inline void begin_connect(struct sock *sk)
 	release(s);
 }
 
+/* Whether this thread is in connect(2) for the socket, which changed its state; forgets it then. */
+static __always_inline bool take_connect(struct sock *sk)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	u64 *address = bpf_map_lookup_elem(&connects, &thread);
+	bool same = address && *address == (u64)sk;
+
+	if (same)
+		bpf_map_delete_elem(&connects, &thread);
+	return same;
+}
+
 static __always_inline void end_connect(struct sock *sk, struct connection *connection, int state)
 {
 	struct tcp_facts facts = {.type = TOCSIN_EVENT_TYPE_TCP_CONNECT,
@@ -109,6 +130,8 @@ static __always_inline void end_connect(struct sock *sk, struct connection *conn
 
 	if (state == TCP_CLOSE) {
 		facts.error = BPF_CORE_READ(sk, sk_err);
+		if (!facts.error && take_connect(sk))
+			return; /* the call fails, and tells: act_connect */
 		facts.outcome = facts.error ? TOCSIN_CONNECT_OUTCOME_FAILED :
 					      TOCSIN_CONNECT_OUTCOME_ABANDONED;
 	}
@@ -148,8 +171,13 @@ int BPF_PROG(on_tcp_state, struct sock *sk, int old_state, int state)
 
 	if (!is_tcp(sk))
 		return 0;
-	if (state == TCP_SYN_SENT || (state == TCP_ESTABLISHED && old_state == TCP_SYN_RECV))
-		bpf_get_socket_cookie(sk); /* makes the cookie that later events carry */
+	if (state == TCP_SYN_SENT || state == TCP_LISTEN ||
+	    (state == TCP_ESTABLISHED && old_state == TCP_SYN_RECV))
+		MAKE_COOKIE(sk);
+	if (state == TCP_LISTEN) {
+		tell_listen(sk);
+		return 0;
+	}
 	if (state == TCP_SYN_SENT) {
 		begin_connect(sk);
 		return 0;
@@ -166,26 +194,6 @@ int BPF_PROG(on_tcp_state, struct sock *sk, int old_state, int state)
 	return 0;
 }
 
-/* The socket behind a descriptor of the current task, NULL when it is none of TCP. */
-static __always_inline struct sock *tcp_of_fd(struct task_struct *task, u32 fd)
-{
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **slots, *file = NULL;
-	struct socket *socket;
-	struct sock *sk;
-
-	if (fd >= BPF_CORE_READ(table, max_fds))
-		return NULL;
-	slots = BPF_CORE_READ(table, fd);
-	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
-	if (!file || (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
-		return NULL;
-	socket = BPF_CORE_READ(file, private_data);
-	sk = BPF_CORE_READ(socket, sk);
-	return sk && is_tcp(sk) ? sk : NULL;
-}
-
-/* socketcall returns descriptors of other calls too: only a connection that nobody owns is new. */
 SEC("tp_btf/sys_exit")
 int act_accept(unsigned long long *ctx)
 {
@@ -200,8 +208,8 @@ int act_accept(unsigned long long *ctx)
 	if ((long)ctx[1] < 0)
 		return 0;
 	task = (void *)bpf_get_current_task();
-	sk = tcp_of_fd(task, ctx[1]);
-	if (!sk || find_connection(sk))
+	sk = socket_of_fd(task, ctx[1]);
+	if (!sk || !is_tcp(sk) || find_connection(sk))
 		return 0;
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == TCP_LISTEN || !BPF_CORE_READ(sk, __sk_common.skc_dport))
@@ -216,6 +224,95 @@ int act_accept(unsigned long long *ctx)
 		store_connection(connection, sk, BPF_ANY);
 	tell(sk, connection, &facts);
 	release(s);
+	return 0;
+}
+
+/* A connect that ended before the socket's state changed, or changed back without an error in it. */
+static __always_inline void tell_failed_connect(struct sock *sk, struct call *call)
+{
+	struct inet_address peer = {};
+	struct connection_facts facts = {
+		.direction = TOCSIN_DIRECTION_OUTBOUND,
+		.outcome = TOCSIN_CONNECT_OUTCOME_FAILED,
+		.protocol = IPPROTO_TCP_NUMBER,
+		.error = call->error,
+		.source_port = BPF_CORE_READ(sk, __sk_common.skc_num),
+		.cookie = cookie_of(sk),
+	};
+	struct short_field *body;
+	struct scratch *s;
+	u64 at, begun;
+
+	if (!read_user_address(&peer, call->argument[1]))
+		return;
+	facts.destination_port = peer.port;
+	s = begin(TOCSIN_EVENT_TYPE_TCP_CONNECT, &at);
+	if (!s)
+		return;
+	at = append_current(s, at);
+	begun = at;
+	BARRIER(at);
+	if (at > 8192) {
+		submit(s, TOCSIN_EVENT_TYPE_TCP_CONNECT, RECORD_BYTES + 1);
+		return;
+	}
+	put_connection((void *)(s->record + at + sizeof(*body)), &facts);
+	at += sizeof(*body) + sizeof(struct wire_connection);
+	at = append_address(s, at, TOCSIN_TAG_CONNECTION_SOURCE_IP, sk,
+			    address_bytes(peer.family, peer.bytes) == 16, true);
+	at = append_address_bytes(s, at, TOCSIN_TAG_CONNECTION_DESTINATION_IP, peer.family,
+				  peer.bytes);
+	BARRIER(begun);
+	if (begun > 8192) {
+		submit(s, TOCSIN_EVENT_TYPE_TCP_CONNECT, RECORD_BYTES + 1);
+		return;
+	}
+	body = (void *)(s->record + begun);
+	body->tag = TOCSIN_TAG_EVENT_TCP_CONNECT;
+	put_length(body->length, at - begun - sizeof(*body));
+	submit(s, TOCSIN_EVENT_TYPE_TCP_CONNECT, at);
+}
+
+/*
+ * Whether connect(2) failed by itself. What the peer or a timer decides changes the socket's state,
+ * and a second call may only be told of it; other errors say that a connect is under way or done.
+ */
+static __always_inline bool connect_failed(u32 error)
+{
+	switch (error) {
+	case 0:
+	case EINTR:
+	case EISCONN:
+	case EALREADY:
+	case EINPROGRESS:
+	case ECONNREFUSED:
+	case ECONNABORTED:
+	case ECONNRESET:
+	case ETIMEDOUT:
+		return false;
+	}
+	return error < ERESTARTSYS;
+}
+
+SEC("tp_btf/sys_exit")
+int act_connect(unsigned long long *ctx)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct call call;
+	struct sock *sk;
+
+	if (!read_socket_call(&call, ctx))
+		return 0;
+	sk = socket_of_fd(task, call.argument[0]);
+	if (!sk)
+		return 0;
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_UNIX) {
+		if (wanted(TOCSIN_EVENT_TYPE_UNIX_CONNECT, task))
+			tell_unix_connect(sk, &call);
+	} else if (is_tcp(sk) && !take_connect(sk) && connect_failed(call.error) &&
+		   wanted(TOCSIN_EVENT_TYPE_TCP_CONNECT, task)) {
+		tell_failed_connect(sk, &call);
+	}
 	return 0;
 }
 

@@ -6,7 +6,7 @@
 #ifndef TOCSIN_STORE_CONNECTIONS_H
 #define TOCSIN_STORE_CONNECTIONS_H
 
-#include "extract/task.h"
+#include "store/owners.h"
 
 static __always_inline struct connection *find_connection(struct sock *sk)
 {
@@ -32,8 +32,7 @@ static __always_inline struct connection *new_connection(struct scratch *s,
 	connection->direction = direction;
 	connection->pending = 0;
 	connection->closed = 0;
-	keep_task(&connection->process, task);
-	keep_task(&connection->parent, BPF_CORE_READ(task, real_parent, group_leader));
+	keep_owner(&connection->owner, task);
 	return connection;
 }
 

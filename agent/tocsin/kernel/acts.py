@@ -117,19 +117,32 @@ class Hook:
     types: frozenset[int]
     tracepoint: str = ""
     """What the kernel must have; empty: every kernel has it."""
+    cgroup: bool = False
+    """It sees the packets of a control group; there must be a cgroup2 hierarchy."""
 
+
+_CONNECTIONS: Final = _types("TCP_CONNECT", "TCP_ACCEPT", "TCP_CLOSE")
+_DNS: Final = _types("DNS_QUERY", "DNS_ANSWER")
 
 HOOKS: Final = (
-    Hook("on_tcp_state", _types("TCP_CONNECT", "TCP_ACCEPT", "TCP_CLOSE")),
+    # DNS over TCP needs to know whose the connection is.
+    Hook("on_tcp_state", _CONNECTIONS | _DNS | _types("SOCKET_LISTEN")),
+    # An answer is of who asked.
+    Hook("on_egress", _DNS | _types("UDP_FLOW"), cgroup=True),
+    Hook("on_ingress", _types("DNS_ANSWER"), cgroup=True),
     Hook("on_signal", _types("SIGNAL")),
 )
 """Beside those for processes, which are always there: the others need what they keep."""
 
 TELLERS: Final = (
+    Teller("act_accept", _types("TCP_ACCEPT", "TCP_CLOSE"), {Act.ACCEPT: ("accept", "accept4")}),
+    Teller("act_connect", _types("TCP_CONNECT", "UNIX_CONNECT"), {Act.CONNECT: ("connect",)}),
+    Teller("act_bind", _types("SOCKET_BIND"), {Act.BIND: ("bind",)}),
+    Teller("act_socket", _types("RAW_SOCKET"), {Act.SOCKET: ("socket",)}),
     Teller(
-        "act_accept",
-        _types("TCP_ACCEPT", "TCP_CLOSE"),
-        {Act.ACCEPT: ("accept", "accept4"), Act.SOCKETCALL: ("socketcall",)},
+        "act_socketcall",  # of 32-bit processes: calls on one of those before
+        _types("TCP_ACCEPT", "TCP_CLOSE", "TCP_CONNECT", "UNIX_CONNECT", "SOCKET_BIND", "RAW_SOCKET"),
+        {Act.SOCKETCALL: ("socketcall",)},
     ),
     Teller(
         "act_file_open",

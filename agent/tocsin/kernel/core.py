@@ -6,6 +6,7 @@ descriptors at the committed position, and nothing is lost between. Nothing is
 pinned: when the agent is gone, so are its programs.
 """
 
+import logging
 import os
 import platform
 import struct
@@ -32,6 +33,7 @@ from tocsin.ring.drain import Ring
 
 OBJECT: Final = "sensor.bpf.o"
 BTF: Final = Path("/sys/kernel/btf/vmlinux")
+MOUNTS: Final = Path("/proc/self/mountinfo")
 CAP_PERFMON: Final = 38
 CAP_BPF: Final = 39
 CAP_SYS_ADMIN: Final = 21
@@ -53,6 +55,8 @@ _REASONS: Final = (
     LOSS_REASON_RECORD_TOO_BIG,
     LOSS_REASON_THROTTLED,
 )
+
+log = logging.getLogger("sensor")
 
 
 def open_core(config: SensorConfig, kept_fds: list[int], own_pid: int = 0) -> "CoreSource":
@@ -78,16 +82,35 @@ def open_core(config: SensorConfig, kept_fds: list[int], own_pid: int = 0) -> "C
 def _start(loaded: libbpf.BpfObject, config: SensorConfig, types: frozenset[int], own_pid: int) -> list[int]:
     """Loads what the types need, says what is wanted, attaches; the descriptors of `handover`."""
     tellers = acts.wanted_tellers(types)
-    possible = libbpf.has_tracepoints({hook.tracepoint for hook in acts.HOOKS if hook.tracepoint})
-    hooks = [hook for hook in acts.wanted_hooks(types) if not hook.tracepoint or hook.tracepoint in possible]
+    hooks, cgroup = _possible_hooks(types)
     attached = [*_PROCESSES, *_ITERATORS, *(hook.program for hook in hooks), *(["on_syscall"] if tellers else [])]
     loaded.keep_only({*attached, *(teller.program for teller in tellers)})
     loaded.load()
     _set_filters(loaded, config, types, own_pid)
     _set_acts(loaded, tellers)
-    links = loaded.attach(attached)
+    links = loaded.attach(attached, cgroup)
     first = [loaded.map_fd(name) for name in _MAPS] + [links.pop(name) for name in _ITERATORS]
     return [*first, *links.values()]
+
+
+def _possible_hooks(types: frozenset[int]) -> tuple[list[acts.Hook], Path | None]:
+    """The programs to attach that this host has a place for, and the control group for those that need one."""
+    possible = libbpf.has_tracepoints({hook.tracepoint for hook in acts.HOOKS if hook.tracepoint})
+    cgroup = cgroup_root()
+    hooks: list[acts.Hook] = []
+    for hook in acts.wanted_hooks(types):
+        if hook.cgroup and cgroup is None:
+            log.warning("no cgroup2 hierarchy is mounted: %s is left out, UDP and DNS are not told", hook.program)
+        elif not hook.tracepoint or hook.tracepoint in possible:
+            hooks.append(hook)
+    return hooks, cgroup
+
+
+def cgroup_root(mounts: Path = MOUNTS) -> Path | None:
+    """Where the cgroup2 hierarchy is mounted, its root before a part of it; None: it is not."""
+    found = [line.split() for line in mounts.read_text().splitlines() if " - cgroup2 " in line]
+    found.sort(key=lambda fields: fields[3] != "/")
+    return Path(found[0][4]) if found else None
 
 
 def _set_filters(loaded: libbpf.BpfObject, config: SensorConfig, types: frozenset[int], own_pid: int) -> None:

@@ -21,7 +21,7 @@ NAME_BYTES: Final = 32
 COMM_BYTES: Final = 16
 PREFIX_BYTES: Final = 128
 FILTER_UIDS, FILTER_COMMS, FILTER_CGROUPS, FILTER_PATHS = 1, 2, 4, 8
-IGNORE, WATCH, ASK_PATH = 1, 2, 4
+IGNORE, WATCH, ASK_PATH, SOCKET = 1, 2, 4, 8
 _SETTINGS: Final = struct.Struct(f"<QQII{EVENT_TYPES}I{EVENT_TYPES}I")
 
 
@@ -154,11 +154,15 @@ def path_verdicts(config: FilterConfig) -> dict[bytes, int]:
 
 
 def name_verdicts(config: FilterConfig) -> dict[bytes, int]:
-    """Keys and values of the map `name_verdicts`: names, and the last parts of watched paths. Raises ConfigError."""
+    """Keys and values of the map `name_verdicts`: names, and the last parts of watched paths and sockets.
+
+    Raises ConfigError.
+    """
     found: dict[bytes, int] = {}
     for verdict, where, names in (
         (WATCH, "watch_names", config.watch_names),
         (ASK_PATH, "watch_paths", [Path(path).name for path in config.watch_paths]),
+        (SOCKET, "watch_sockets", config.watch_sockets),
     ):
         for name in names:
             key = _bounded(name, NAME_BYTES, where).ljust(NAME_BYTES, b"\0")

@@ -16,7 +16,8 @@
 #define DNS_LABELS     127
 #define DNS_LABEL_BITS 0xc0
 #define DNS_LABEL_MASK 0x3f
-#define DNS_NAME_BYTES TOCSIN_MAX_DNS_NAME
+/* Text of the longest name. */
+#define DNS_TEXT_BYTES 253
 /* Records of an answer that are looked at. */
 #define DNS_RECORDS      16
 #define DNS_RECORD_BYTES 10
@@ -55,7 +56,7 @@ __noinline u32 write_dns_name(u32 slot, u32 at, u32 length)
 			return (offset + 1) << 16 | text;
 		offset++;
 		if (label & DNS_LABEL_BITS || offset + label > length ||
-		    text + label + 1 > DNS_NAME_BYTES)
+		    text + label + 1 > DNS_TEXT_BYTES)
 			return text;
 		text &= 0xff;
 		if (text)

@@ -314,14 +314,6 @@ struct sock_common {
 	atomic64_t skc_cookie;
 };
 
-struct upid {
-	int nr;
-};
-
-struct pid {
-	struct upid numbers[1];
-};
-
 struct sock {
 	struct sock_common __sk_common;
 	int sk_err;

@@ -160,8 +160,8 @@ class Message(ctypes.Structure):
         ("part_count", ctypes.c_size_t),
         ("control", ctypes.c_void_p),
         ("control_bytes", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-        ("sent", ctypes.c_uint32),
+        ("flags", ctypes.c_uint64),  # 32 bits, and what fills them up
+        ("sent", ctypes.c_uint64),
     )
 
 
@@ -170,9 +170,10 @@ def test_questions_sent_together_are_all_told(sensor: Sensor) -> None:
     buffers = [ctypes.create_string_buffer(raw, len(raw)) for raw in asked]
     parts = [(ctypes.c_size_t * 2)(ctypes.addressof(buffer), len(buffer)) for buffer in buffers]
     messages = (Message * 2)(*(Message(parts=ctypes.addressof(part), part_count=1) for part in parts))
-    with server(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.connect(("127.0.0.1", PORT))
+    with server() as served, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(served.getsockname())
         assert LIBC.sendmmsg(client.fileno(), messages, 2, 0) == 2
+        assert [served.recv(9999) for _ in asked] == asked
         sensor.one(os.getpid(), QUERY, count=2)
         told = [facts(event) for event in sensor.of(os.getpid(), QUERY)]
         assert told == [

@@ -10,7 +10,7 @@ from guests.machine import Run, Told, parse  # type: ignore[import-not-found]
 
 SERIES = ("6.1", "newest")
 # They load the programs for each test, which takes seconds under emulation; the full form runs them.
-WITHOUT = [f"--ignore=tests/kernel/test_{family}.py" for family in ("loss", "objects", "seed", "wire_layout")]
+WITHOUT = [f"--ignore=tests/kernel/test_{family}.py" for family in ("loss", "seed")]
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,8 @@ class SensorConfig:
     """Source netlink: from one look at the connections to the next."""
     replay_file: str = ""
     """Recorded batches to show in place of live ones; empty: the packaged recording."""
+    start_at_uptime_s: float = 0.0
+    """The sensor is started when the host has been up for so long: eBPF stays out of the boot."""
     filters: FilterConfig = field(default_factory=FilterConfig)
 
 

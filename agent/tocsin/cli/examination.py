@@ -18,8 +18,12 @@ from pathlib import Path
 from typing import Final
 
 import tocsin
+from tocsin.api.event.v1 import event_pb2
 from tocsin.config import Config, process_uid
-from tocsin.errors import TocsinError
+from tocsin.errors import KernelError, TocsinError
+from tocsin.kernel import acts, filters, libbpf
+from tocsin.kernel.core import cgroup_root
+from tocsin.kernel.guard import MARKER, MAX_UNCLEAN_BOOTS, AttachGuard
 from tocsin.records import framing
 from tocsin.sandbox import landlock, libc, seccomp
 from tocsin.sandbox.capabilities import Capability, permitted
@@ -162,6 +166,47 @@ def check_lsm() -> Result:
         return Verdict.OK, f"not to be seen ({path}: {error.strerror})", ""
 
 
+def check_tracepoints(config: Config) -> Result:
+    """What cannot be told on this kernel."""
+    wanted = filters.wanted(config.sensor.filters.events)
+    missing = acts.untold(wanted, libbpf.has_tracepoints({hook.tracepoint for hook in acts.HOOKS if hook.tracepoint}))
+    if missing:
+        names = (event_pb2.EventType.Name(event_pb2.EventType.ValueType(kind)) for kind in sorted(missing))
+        return Verdict.REDUCED, f"no tracepoint for {', '.join(n.removeprefix('EVENT_TYPE_') for n in names)}", ""
+    return ok(f"all that {len(wanted)} event types need")
+
+
+def check_cgroup() -> Result:
+    """The hierarchy of version 2, where programs see packets."""
+    root = cgroup_root()
+    if root is None:
+        return Verdict.REDUCED, "no cgroup2 is mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified"
+    return ok(str(root))
+
+
+def check_marker(config: Config) -> Result:
+    """Boots that ended while eBPF was attached."""
+    try:
+        unclean = AttachGuard(Path(config.state_dir)).unclean_boots()
+    except KernelError as error:
+        return Verdict.MISSING, str(error), ""
+    if unclean >= MAX_UNCLEAN_BOOTS:
+        advice = f"look into the kernel's log of those boots; remove {Path(config.state_dir) / MARKER} to allow eBPF"
+        return Verdict.MISSING, f"{unclean} boots in a row ended while eBPF was attached", advice
+    return ok(f"{unclean} boots in a row ended while eBPF was attached")
+
+
+def check_proc_connector() -> Result:
+    """What the reduced source stands on."""
+    try:
+        from tocsin.kernel.netlink.connector import Connector  # pyroute2 is large: only for those who use it
+
+        Connector(1 << 16).close()
+    except (ImportError, TocsinError) as error:
+        return Verdict.REDUCED, str(error), ""
+    return ok("answers")
+
+
 def check_landlock() -> Result:
     """Which Landlock ABI."""
     version = landlock.abi()
@@ -264,6 +309,10 @@ def examine(config: Config) -> list[Finding]:
         ("libbpf", "loading eBPF", check_libbpf),
         ("bpf()", "loading eBPF", check_bpf_allowed),
         ("unprivileged bpf", "keeping others from loading eBPF", check_unprivileged_bpf),
+        ("tracepoints", "every event type", lambda: check_tracepoints(config)),
+        ("cgroup2", "DNS and UDP events", check_cgroup),
+        ("unclean boots", "loading eBPF", lambda: check_marker(config)),
+        ("proc connector", "the source netlink, where eBPF cannot be", check_proc_connector),
         ("lockdown", "reading kernel memory from eBPF", check_lockdown),
         ("security modules", "knowing who else decides", check_lsm),
         ("landlock", "the sandbox: files, TCP, signals", check_landlock),

@@ -224,6 +224,18 @@ def wanted_hooks(wanted: Collection[int]) -> tuple[Hook, ...]:
     return tuple(hook for hook in HOOKS if not hook.types.isdisjoint(wanted))
 
 
+def untold(wanted: Collection[int], tracepoints: Collection[str]) -> frozenset[int]:
+    """Types that only hooks tell whose tracepoints this kernel has not."""
+    hooks = wanted_hooks(wanted)
+    able: set[int] = set()
+    for teller in wanted_tellers(wanted):
+        able |= teller.types
+    for hook in hooks:
+        if not hook.tracepoint or hook.tracepoint in tracepoints:
+            able |= hook.types
+    return frozenset(kind for hook in hooks for kind in hook.types if kind in wanted and kind not in able)
+
+
 def numbers(tellers: Collection[Teller], machine: str) -> dict[int, tuple[Act, Act]]:
     """System call number -> its act for 64-bit and for 32-bit processes. `machine` as uname has it."""
     native, compat = _architectures(machine)

@@ -28,6 +28,7 @@ from tocsin.errors import KernelError, TocsinError
 from tocsin.kernel import acts, filters, libbpf
 from tocsin.kernel.filters import EVENT_TYPES
 from tocsin.kernel.objects import read_object
+from tocsin.kernel.proof import prove
 from tocsin.kernel.source import Drained, SourceCounters
 from tocsin.ring.drain import Ring
 
@@ -72,11 +73,12 @@ def open_core(config: SensorConfig, kept_fds: list[int], own_pid: int = 0) -> "C
     loaded = libbpf.BpfObject(read_object(OBJECT), OBJECT)
     loaded.resize("events", config.ring_bytes)
     try:
-        fds = _start(loaded, config, types, own_pid)
+        source = CoreSource(_start(loaded, config, types, own_pid), loaded)
+        prove(source, types)
     except TocsinError:
         loaded.close()
         raise
-    return CoreSource(fds, loaded)
+    return source
 
 
 def _start(loaded: libbpf.BpfObject, config: SensorConfig, types: frozenset[int], own_pid: int) -> list[int]:

@@ -98,6 +98,8 @@ class Monitor:
         self._kept_fds: tuple[int, ...] = ()
         self._resumes = False
         """Whether the sensor was given what its predecessor left."""
+        uptime_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._crew.sensor.start_at_s = time.monotonic() + max(0.0, config.sensor.start_at_uptime_s - uptime_s)
         self._source = 0
         self._shortfall = ""
         self._start_ns = time.monotonic_ns()

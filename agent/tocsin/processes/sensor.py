@@ -19,13 +19,15 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from tocsin import config as configuration
 from tocsin.api.control.v1 import control_service_pb2 as control
 from tocsin.config import SensorConfig
 from tocsin.errors import KernelError, PeerError, TocsinError
-from tocsin.kernel.core import open_core
+from tocsin.kernel.core import check_requirements, open_core
+from tocsin.kernel.guard import AttachGuard
 from tocsin.kernel.replay import open_replay
 from tocsin.kernel.source import Drained, EventSource
 from tocsin.processes.batching import Batcher
@@ -56,12 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=level, format="%(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        config = configuration.from_json(arguments.config).sensor
+        settings = configuration.from_json(arguments.config)
+        config, guard = settings.sensor, AttachGuard(Path(settings.state_dir))
         monitor = Channel(socket.socket(fileno=arguments.control_fd))
         framing.index(b"")
         kept_fds = kept_descriptors(monitor)
         told = ToldLosses(kept_fds.pop() if kept_fds else None)
-        source, shortfall = open_source(config, kept_fds)
+        source, shortfall = open_source(config, kept_fds, guard)
         fds = source.handover()
         if fds:
             monitor.send(Message(Kind.KEEP, fds=(*fds, told.fd)))
@@ -72,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("cannot start: %s", error)  # noqa: TRY400 - an operator's error, not the program's
         return 1
     try:
-        Sensor(config, monitor, source, Batcher(source, told.counters(), shortfall), told).run()
+        Sensor(config, monitor, source, Batcher(source, told.counters(), shortfall), told).run(guard)
     except PeerError as error:
         log.info("monitor: %s", error)
     return 0
@@ -90,19 +93,22 @@ def kept_descriptors(monitor: Channel) -> list[int]:
     return list(message.fds)
 
 
-def open_source(config: SensorConfig, kept_fds: list[int]) -> tuple[EventSource, str]:
+def open_source(config: SensorConfig, kept_fds: list[int], guard: AttachGuard) -> tuple[EventSource, str]:
     """The source, and what it cannot see. Raises KernelError, or ConfigError for settings that make no sense."""
-    if config.source == "auto" and not kept_fds:
-        return first_source(config)
-    return OPENERS[config.source](config, kept_fds)
+    if kept_fds:
+        guard.resume()
+        return open_core(config, kept_fds), ""
+    if config.source == "auto":
+        return first_source(config, guard)
+    return OPENERS[config.source](config, guard)
 
 
-def first_source(config: SensorConfig) -> tuple[EventSource, str]:
+def first_source(config: SensorConfig, guard: AttachGuard) -> tuple[EventSource, str]:
     """The first that this host allows, the most capable first; recorded events where none is."""
     reasons = []
     for name in AUTOMATIC:
         try:
-            source, shortfall = OPENERS[name](config, [])
+            source, shortfall = OPENERS[name](config, guard)
         except KernelError as error:
             log.warning("source %s: %s", name, error)
             reasons.append(f"{name}: {error}")
@@ -111,22 +117,28 @@ def first_source(config: SensorConfig) -> tuple[EventSource, str]:
     return open_replay(config), f"recorded events are shown, none of this host: {'; '.join(reasons)}"
 
 
-def _core(config: SensorConfig, kept_fds: list[int]) -> tuple[EventSource, str]:
-    return open_core(config, kept_fds, own_pid=os.getppid()), ""
+def _core(config: SensorConfig, guard: AttachGuard) -> tuple[EventSource, str]:
+    check_requirements()
+    guard.arm()
+    try:
+        return open_core(config, [], own_pid=os.getppid()), ""
+    except TocsinError:
+        guard.disarm()
+        raise
 
 
-def _netlink(config: SensorConfig, _: list[int]) -> tuple[EventSource, str]:
+def _netlink(config: SensorConfig, _: AttachGuard) -> tuple[EventSource, str]:
     from tocsin.kernel.netlink import source as netlink  # pyroute2 is large: only for those who use it
 
     return netlink.open_netlink(config), netlink.shortfall()
 
 
-def _replay(config: SensorConfig, _: list[int]) -> tuple[EventSource, str]:
+def _replay(config: SensorConfig, _: AttachGuard) -> tuple[EventSource, str]:
     return open_replay(config), "recorded events are shown, none of this host: sensor.source is replay"
 
 
-OPENERS: Final = {"auto": _core, "core": _core, "netlink": _netlink, "replay": _replay}
-"""How each source is opened, given what a former sensor left: descriptors are the core source's."""
+OPENERS: Final = {"core": _core, "netlink": _netlink, "replay": _replay}
+"""How each source is opened."""
 AUTOMATIC: Final = ("core", "netlink")
 """What `auto` tries."""
 
@@ -154,7 +166,7 @@ class Sensor:
         self._last_batch_s = 0.0
         self._ended = False
 
-    def run(self) -> None:
+    def run(self, guard: AttachGuard) -> None:
         """Until SHUTDOWN. Raises PeerError when the monitor is gone."""
         interval_s = self._config.drain_interval_ms / 1000
         next_drain_s = next_beat_s = time.monotonic()
@@ -167,8 +179,10 @@ class Sensor:
             self._flush()
             if now_s >= next_beat_s:
                 next_beat_s = now_s + HEARTBEAT_S
+                guard.look()
                 self._monitor.send(Message(Kind.HEARTBEAT, a=self._events, b=self._to_evaluator.in_flight))
         self._source.close()
+        guard.disarm()
 
     def _drain(self) -> bool:
         """Takes what the source has; whether it has more."""

@@ -236,10 +236,9 @@ def field_rows(schema: Schema) -> list[Row]:
                 rows.append(Row(prefix + sigma.name, path, event_type, wire, show))
     seen: dict[tuple[str, int], Row] = {}
     for row in rows:
-        if (row.name, row.event_type) in seen:
+        if seen.setdefault((row.name, row.event_type), row) != row:
             sys.exit(f"{EVENT}: Sigma name {row.name} stands for two fields of event type {row.event_type}")
-        seen[row.name, row.event_type] = row
-    return rows
+    return list(seen.values())
 
 
 def field_table(schema: Schema) -> str:

@@ -19,7 +19,7 @@ from kernel.acting import ACTS, Acts  # type: ignore[import-not-found]
 
 ROOT: Final = Path(__file__).parents[2]
 REPOSITORY: Final = ("agent/tocsin", "tests/kernel", "tests/guests/inside", "pyproject.toml")
-DISTRIBUTIONS: Final = ("pytest", "pytest-timeout", "protobuf", "psutil", "pyroute2", "pyseccomp")
+DISTRIBUTIONS: Final = ("pytest", "pytest-timeout", "protobuf", "psutil", "pyroute2", "pyseccomp", "hypothesis")
 # What the agent opens by name.
 LIBRARIES: Final = ("libbpf.so.1", "libseccomp.so.2")
 # The last one finds libraries for ctypes.

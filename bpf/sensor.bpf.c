@@ -5,6 +5,7 @@
  */
 #include "programs/datagram.h"
 #include "programs/dispatch.h"
+#include "programs/credentials.h"
 #include "programs/file.h"
 #include "programs/memory.h"
 #include "programs/process.h"

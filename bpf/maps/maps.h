@@ -30,6 +30,27 @@
 #define MAX_FLOWS  16384
 #define MAX_OWNERS 4096
 
+/* What a process or thread was last seen to have; compared word by word. */
+struct known_credentials {
+	u32 uid;
+	u32 euid;
+	u32 suid;
+	u32 gid;
+	u32 egid;
+	u32 sgid;
+	/* Depth of the user namespace that the capabilities count in. */
+	u32 user_ns_level;
+	u32 padding;
+	u64 cap_effective;
+	u64 cap_permitted;
+};
+
+/* Of a thread that may differ from its process. */
+struct thread_credentials {
+	u64 process_start_boottime_ns;
+	struct known_credentials known;
+};
+
 /* A process as it is kept: the parts of its Process message that are made at fork and exec. */
 struct image {
 	/* 0 while a writer is at work; compared before and after a copy. */
@@ -41,6 +62,7 @@ struct image {
 	u16 exe_length;
 	u32 ancestors_length;
 	u32 padding;
+	struct known_credentials credentials;
 	/* The field `ancestors`, with its head. */
 	u8 ancestors[4 + ANCESTORS_BYTES];
 	/* The fields from exe to image_flags, and cgroup_name. */
@@ -217,6 +239,14 @@ struct {
 	__type(key, u32);
 	__type(value, struct image);
 } images SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PROCESSES);
+	__type(key, u32);
+	__type(value, struct thread_credentials);
+} thread_credentials SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

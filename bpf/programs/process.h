@@ -3,8 +3,7 @@
 #ifndef TOCSIN_PROGRAMS_PROCESS_H
 #define TOCSIN_PROGRAMS_PROCESS_H
 
-#include "base/wanted.h"
-#include "store/images.h"
+#include "programs/credentials.h"
 
 #define S_ISUID 04000
 #define S_ISGID 02000
@@ -59,7 +58,8 @@ static __always_inline u64 append_kernel_string(struct scratch *s, u64 at, u8 ta
 }
 
 static __always_inline u64 append_exec(struct scratch *s, u64 at, struct task_struct *task,
-				       u32 caller_tid, struct linux_binprm *bprm, u32 argv_bytes)
+				       u32 caller_tid, struct linux_binprm *bprm, u32 argv_bytes,
+				       struct known_credentials *before)
 {
 	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
 	struct inode *inode = BPF_CORE_READ(exe, f_inode);
@@ -82,9 +82,9 @@ static __always_inline u64 append_exec(struct scratch *s, u64 at, struct task_st
 	WIRE_PUT(w, envc, bprm->envc);
 	WIRE_PUT(w, argv_bytes, argv_bytes);
 	WIRE_PUT(w, exec_flags, flags);
-	WIRE_PUT(w, previous_euid, task->cred->euid.val);
-	WIRE_PUT(w, previous_egid, task->cred->egid.val);
-	WIRE_PUT(w, previous_cap_permitted, 0);
+	WIRE_PUT(w, previous_euid, before->euid);
+	WIRE_PUT(w, previous_egid, before->egid);
+	WIRE_PUT(w, previous_cap_permitted, before->cap_permitted);
 	at += sizeof(*body) + sizeof(*w);
 	at = append_kernel_string(s, at, TOCSIN_TAG_EXEC_FILENAME, BPF_CORE_READ(bprm, filename));
 	if (flags & TOCSIN_EXEC_FLAG_SCRIPT)
@@ -106,12 +106,14 @@ static __always_inline u64 append_exec(struct scratch *s, u64 at, struct task_st
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int caller_tid, struct linux_binprm *bprm)
 {
+	struct known_credentials before;
 	u64 at, process, image_begin;
 	struct image_layout layout = {};
 	struct wire_image *w;
 	struct image *image;
 	struct scratch *s;
 
+	credentials_before_exec(&before, caller_tid);
 	s = begin_unlimited(TOCSIN_EVENT_TYPE_EXEC, &at);
 	if (!s) {
 		forget_image(task); /* it would be that of the program before */
@@ -145,7 +147,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int caller_tid, struct linux_bin
 	s->record[process] = TOCSIN_TAG_EVENT_PROCESS;
 	put_length(s->record + process + 1, at - process - sizeof(struct short_field));
 	at = put_parent(s->slot, at);
-	at = append_exec(s, at, task, caller_tid, bprm, layout.argv_bytes);
+	at = append_exec(s, at, task, caller_tid, bprm, layout.argv_bytes, &before);
 	submit(s, TOCSIN_EVENT_TYPE_EXEC, at);
 	return 0;
 }
@@ -159,8 +161,11 @@ int BPF_PROG(on_fork, struct task_struct *child, u64 clone_flags)
 	struct scratch *s;
 	u64 at;
 
-	if (child->pid != child->tgid)
-		return 0; /* a thread */
+	compare_credentials();
+	if (child->pid != child->tgid) {
+		inherit_thread_credentials(child);
+		return 0;
+	}
 	inherit_image(child);
 	if (!wanted(TOCSIN_EVENT_TYPE_FORK, (void *)bpf_get_current_task()))
 		return 0;
@@ -201,9 +206,13 @@ int on_exit(unsigned long long *ctx)
 	struct short_field *body;
 	struct wire_exit *w;
 	struct scratch *s;
+	struct thread thread;
 	u32 status;
 	u64 at;
 
+	compare_credentials();
+	thread = current_thread();
+	forget_thread_credentials(&thread);
 	if (!group_is_dead(ctx, task) || !wanted(TOCSIN_EVENT_TYPE_EXIT, task))
 		return 0;
 	s = begin(TOCSIN_EVENT_TYPE_EXIT, &at);

@@ -7,6 +7,7 @@
 #define TOCSIN_PROGRAMS_SEED_H
 
 #include "programs/tcp.h"
+#include "store/credentials.h"
 
 /* Writes the pid of each process of which it learnt something: it is run until it learns no more. */
 SEC("iter.s/task")
@@ -19,8 +20,12 @@ int seed_images(struct bpf_iter__task *ctx)
 	u32 pid, slot = SEED_SLOT;
 	u64 at;
 
-	if (!task || task->pid != task->tgid || !BPF_CORE_READ(task, mm))
+	if (!task || !BPF_CORE_READ(task, mm))
 		return 0;
+	if (task->pid != task->tgid) {
+		seed_thread_credentials(task);
+		return 0;
+	}
 	pid = task->tgid;
 	image = find_image(pid, task->start_boottime);
 	if (image) {

@@ -7,6 +7,7 @@
 #ifndef TOCSIN_STORE_IMAGES_H
 #define TOCSIN_STORE_IMAGES_H
 
+#include "extract/credentials.h"
 #include "extract/path.h"
 #include "extract/task.h"
 
@@ -467,6 +468,7 @@ static __always_inline void store_new_image(struct scratch *s, struct image_layo
 	image->start_boottime_ns = task->group_leader->start_boottime;
 	write_image(image, s, layout);
 	write_ancestors(image, image_of_parent(task));
+	read_credentials(&image->credentials, task);
 	image->generation = bpf_ktime_get_boot_ns() | 1;
 	if (bpf_map_update_elem(&images, &pid, image, how) && how == BPF_ANY)
 		COUNT(images_dropped);
@@ -503,6 +505,7 @@ static __always_inline void store_image(struct scratch *s, struct image_layout *
 	}
 	*(volatile u64 *)&image->generation = 0;
 	write_image(image, s, layout);
+	read_credentials(&image->credentials, task);
 	*(volatile u64 *)&image->generation = bpf_ktime_get_boot_ns() | 1;
 }
 
@@ -527,6 +530,7 @@ static __always_inline void inherit_image(struct task_struct *child)
 	if (!image)
 		return;
 	image->start_boottime_ns = child->start_boottime;
+	read_credentials(&image->credentials, child);
 	write_ancestors(image, of_parent);
 	/* Another thread of the parent executed meanwhile: the copy may be torn. */
 	if (of_parent->generation != generation)

@@ -193,6 +193,18 @@ TELLERS: Final = (
             Act.UTIMENSAT: ("utimensat", "utimensat_time64", "futimesat"),
         },
     ),
+    Teller(
+        "act_credentials",
+        _types("CREDENTIALS", "EXEC"),
+        {
+            Act.SETUID: tuple(
+                f"set{ids}{width}"
+                for ids in ("uid", "gid", "reuid", "regid", "resuid", "resgid", "fsuid", "fsgid")
+                for width in ("", "32")
+            ),
+            Act.CAPSET: ("capset",),
+        },
+    ),
     Teller("act_ptrace", _types("PTRACE"), {Act.PTRACE: ("ptrace",)}),
     Teller("act_process_write", _types("PROCESS_WRITE"), {Act.PROCESS_WRITE: ("process_vm_writev",)}),
     Teller("act_prctl", _types("PRCTL"), {Act.PRCTL: ("prctl",)}),

@@ -7,6 +7,8 @@
 #include "programs/dispatch.h"
 #include "programs/credentials.h"
 #include "programs/file.h"
+#include "programs/isolation.h"
+#include "programs/kernel.h"
 #include "programs/memory.h"
 #include "programs/process.h"
 #include "programs/seed.h"

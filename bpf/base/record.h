@@ -46,6 +46,12 @@ static __always_inline void release(struct scratch *s)
 	s->busy = 0;
 }
 
+/* For a global function, which takes no pointers: the slot that its caller has claimed. */
+static __always_inline struct scratch *scratch_of(u32 slot)
+{
+	return bpf_map_lookup_elem(&scratches, &slot);
+}
+
 static __always_inline struct scratch *claim(void)
 {
 	struct scratch *s = claim_slot(0);

@@ -24,6 +24,8 @@ struct call {
 
 #if defined(__TARGET_ARCH_x86)
 #define TS_COMPAT 2
+/* Of a 32-bit process: the argument where a 64-bit value behind one other begins. */
+#define SPLIT_ARGUMENT 1
 /* The bit that marks a call of the x32 ABI, whose numbers below 512 are the native ones. */
 #define X32_BIT 0x40000000
 
@@ -65,7 +67,9 @@ static __always_inline void read_arguments(struct call *call, struct pt_regs *re
 	call->argument[5] = regs->r9;
 }
 #elif defined(__TARGET_ARCH_arm64)
-#define TIF_32BIT 22
+#define TIF_32BIT      22
+/* Of a 32-bit process: the halves of a 64-bit value begin at an even register. */
+#define SPLIT_ARGUMENT 2
 
 static __always_inline u32 syscall_number(struct pt_regs *regs)
 {

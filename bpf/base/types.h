@@ -27,6 +27,7 @@ typedef __u64 u64;
 #define PF_KTHREAD         0x00200000
 #define SIGNAL_GROUP_EXIT  0x4
 #define TASK_COMM_LEN      16
+#define MODULE_NAME_BYTES  56
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -51,8 +52,16 @@ typedef struct {
 	u64 val;
 } kernel_cap_t;
 
+struct proc_ns_operations {
+	/* Until 6.18. */
+	int type;
+};
+
 struct ns_common {
 	u32 inum;
+	/* Since 6.18. */
+	u32 ns_type;
+	const struct proc_ns_operations *ops;
 };
 
 struct mnt_namespace {
@@ -153,8 +162,15 @@ struct qstr {
 	const unsigned char *name;
 };
 
+struct file_system_type {
+	const char *name;
+};
+
 struct super_block {
 	u32 s_dev;
+	unsigned long s_magic;
+	struct dentry *s_root;
+	struct file_system_type *s_type;
 };
 
 struct inode {
@@ -166,6 +182,7 @@ struct inode {
 	long long i_size;
 	unsigned long i_ino;
 	struct super_block *i_sb;
+	void *i_private;
 };
 
 struct dentry {
@@ -175,12 +192,15 @@ struct dentry {
 
 struct vfsmount {
 	struct dentry *mnt_root;
+	struct super_block *mnt_sb;
 };
 
 struct mount {
 	struct mount *mnt_parent;
 	struct dentry *mnt_mountpoint;
 	struct vfsmount mnt;
+	struct mnt_namespace *mnt_ns;
+	const char *mnt_devname;
 };
 
 struct path {
@@ -383,6 +403,43 @@ struct pt_regs {
 	int syscallno;
 };
 #endif
+
+struct module {
+	char name[MODULE_NAME_BYTES];
+	unsigned long taints;
+};
+
+struct bpf_prog_aux {
+	u32 id;
+	char name[BPF_OBJ_NAME_LEN];
+};
+
+struct bpf_prog {
+	enum bpf_prog_type type;
+	enum bpf_attach_type expected_attach_type;
+	struct bpf_prog_aux *aux;
+};
+
+struct bpf_map {
+	enum bpf_map_type map_type;
+	u32 id;
+	char name[BPF_OBJ_NAME_LEN];
+};
+
+struct bpf_link {
+	struct bpf_prog *prog;
+	/* Since 6.18. */
+	enum bpf_attach_type attach_type;
+};
+
+struct perf_event_attr {
+	u32 type;
+	u64 config;
+};
+
+struct perf_event {
+	struct perf_event_attr attr;
+};
 
 struct seq_file;
 

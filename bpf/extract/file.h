@@ -34,12 +34,16 @@ static __always_inline u64 append_file_path(struct scratch *s, u64 at, u16 tag, 
 	return at;
 }
 
-/* Where a relative path of the task begins. */
-static __always_inline bool start_of_path(struct task_struct *task, int dirfd, struct path *path)
+/* Where a path of the task begins: at its own root, its directory, or a descriptor's. */
+static __always_inline bool start_of_path(struct task_struct *task, int dirfd, bool absolute,
+					  struct path *path)
 {
 	struct fs_struct *fs = BPF_CORE_READ(task, fs);
 	struct file *file;
 
+	if (absolute)
+		return !bpf_probe_read_kernel(path, sizeof(*path),
+					      __builtin_preserve_access_index(&fs->root));
 	if (dirfd == AT_FDCWD)
 		return !bpf_probe_read_kernel(path, sizeof(*path),
 					      __builtin_preserve_access_index(&fs->pwd));
@@ -48,80 +52,105 @@ static __always_inline bool start_of_path(struct task_struct *task, int dirfd, s
 					      __builtin_preserve_access_index(&file->f_path));
 }
 
-/* What the bits of path_flags are called for this path. */
-struct path_bits {
-	u32 truncated;
-	u32 as_given;
-	u32 unreadable;
-};
+/* Whether a system call was given no name: then its descriptor is what it acts on. */
+static __always_inline bool is_nameless(u64 address)
+{
+	u8 first = 0;
 
-#define PATH_BITS                                                                            \
-	((struct path_bits){TOCSIN_PATH_FLAG_PATH_TRUNCATED, TOCSIN_PATH_FLAG_PATH_AS_GIVEN, \
-			    TOCSIN_PATH_FLAG_PATH_UNREADABLE})
-#define SOURCE_BITS                                                                              \
-	((struct path_bits){TOCSIN_PATH_FLAG_SOURCE_TRUNCATED, TOCSIN_PATH_FLAG_SOURCE_AS_GIVEN, \
-			    TOCSIN_PATH_FLAG_SOURCE_UNREADABLE})
+	return !address || (!bpf_probe_read_user(&first, 1, (void *)address) && !first);
+}
+
+/* How far the bits of path_flags for this path are shifted. */
+#define PATH_BITS   0
+#define SOURCE_BITS 3
+_Static_assert(TOCSIN_PATH_FLAG_PATH_TRUNCATED << SOURCE_BITS == TOCSIN_PATH_FLAG_SOURCE_TRUNCATED,
+	       "cut");
+_Static_assert(TOCSIN_PATH_FLAG_PATH_AS_GIVEN << SOURCE_BITS == TOCSIN_PATH_FLAG_SOURCE_AS_GIVEN,
+	       "as given");
+_Static_assert(TOCSIN_PATH_FLAG_PATH_UNREADABLE << SOURCE_BITS ==
+		       TOCSIN_PATH_FLAG_SOURCE_UNREADABLE,
+	       "unreadable");
+
+/* An offset in the record and bits of path_flags in one number: what a global function returns. */
+#define WITH_FLAGS(at, flags) ((u64)(flags) << 32 | (u32)(at))
+
+/* Moves the last PATH_BYTES - 1 of `used` bytes to the front. */
+static __always_inline void keep_tail(struct scratch *s, u64 text, u64 used)
+{
+	u64 excess = used - (PATH_BYTES - 1);
+
+	BARRIER(text);
+	BARRIER(excess);
+	if (text > RECORD_BYTES - 2 * PATH_BYTES || excess > PATH_BYTES)
+		return;
+	bpf_probe_read_kernel(s->path, PATH_BYTES - 1, s->record + text + excess);
+	bpf_probe_read_kernel(s->record + text, PATH_BYTES - 1, s->path);
+}
 
 /*
- * Appends a path that the task passed to a system call, as a field with a tag of two bytes:
- * absolute as it is, relative behind the directory where it begins, "" as that directory itself
- * (AT_EMPTY_PATH). What the process named is kept: links and dots stay. A path that does not fit
- * PATH_BYTES is cut.
+ * Appends a path that the current task passed to a system call, as a field with a tag of two bytes:
+ * behind the directory where it begins, "" as that directory itself (AT_EMPTY_PATH). What the
+ * process named is kept: links and dots stay. A path that does not fit PATH_BYTES loses its head.
+ * Returns WITH_FLAGS. Global, like walk_path, so that it is verified once.
  */
-static __always_inline u64 append_user_path(struct scratch *s, u64 at, u16 tag,
-					    struct task_struct *task, int dirfd, u64 address,
-					    struct path_bits bits, u32 *flags)
+__noinline u64 put_user_path(u64 begin, u64 address, int dirfd, u16 tag, u32 slot)
 {
-	u64 begin = at, used = 0;
+	struct scratch *s = scratch_of(slot);
+	u32 flags = TOCSIN_PATH_FLAG_PATH_AS_GIVEN;
 	struct long_field *field;
 	struct path path;
 	long length;
 	u8 *to, first = 0;
+	u64 at, used;
 	bool cut;
 
-	if (address && bpf_probe_read_user(&first, 1, (void *)address)) {
-		*flags |= bits.unreadable;
-		return at;
-	}
-	if (first != '/') {
-		if (!start_of_path(task, dirfd, &path)) {
-			*flags |= bits.unreadable;
-			return at;
-		}
-		at = append_path(s, at, tag, &path, &cut);
-		if (cut)
-			*flags |= bits.truncated;
-		if (!first)
-			return at;
-		used = at - begin - sizeof(*field);
-	}
-	*flags |= bits.as_given;
+	if (!s || begin > RECORD_BYTES - 2 * PATH_BYTES - sizeof(*field))
+		return RECORD_BYTES + 1;
+	if ((address && bpf_probe_read_user(&first, 1, (void *)address)) ||
+	    !start_of_path((void *)bpf_get_current_task(), dirfd, first == '/', &path))
+		return WITH_FLAGS(begin, TOCSIN_PATH_FLAG_PATH_UNREADABLE);
+	at = append_path(s, begin, tag, &path, &cut);
+	if (!first)
+		return WITH_FLAGS(at, cut ? TOCSIN_PATH_FLAG_PATH_TRUNCATED : 0);
+	if (cut)
+		flags |= TOCSIN_PATH_FLAG_PATH_TRUNCATED;
+	used = at - begin - sizeof(*field);
+	if (used == 1) /* the root: its slash is the path's own, or comes below */
+		used = 0;
 	BARRIER(used);
-	BARRIER(begin);
-	if (used > PATH_BYTES - 2 || begin > RECORD_BYTES - 2 * PATH_BYTES - sizeof(*field))
+	if (used > PATH_BYTES - 1)
 		return RECORD_BYTES + 1;
 	field = (void *)(s->record + begin);
 	to = s->record + begin + sizeof(*field) + used;
-	if (used > 1)
+	if (first != '/')
 		*to++ = '/', used++;
 	length = bpf_probe_read_user_str(to, PATH_BYTES, (void *)address);
-	if (length < 0) {
-		*flags |= bits.unreadable;
-		return begin;
-	}
+	if (length < 0)
+		return WITH_FLAGS(begin, TOCSIN_PATH_FLAG_PATH_UNREADABLE);
 	used += length ? length - 1 : 0;
 	if (used > PATH_BYTES - 1) {
-		*flags |= bits.truncated;
+		flags |= TOCSIN_PATH_FLAG_PATH_TRUNCATED;
+		keep_tail(s, begin + sizeof(*field), used);
 		used = PATH_BYTES - 1;
 	}
 	field->tag = tag;
 	put_length(field->length, used);
-	return begin + sizeof(*field) + (used & (2 * PATH_BYTES - 1));
+	return WITH_FLAGS(begin + sizeof(*field) + used, flags);
 }
 
-/* Appends text that the task passed where a path could stand: what a symbolic link says. */
+/* The same, as append functions go; `bits`: PATH_BITS or SOURCE_BITS. */
+static __always_inline u64 append_user_path(struct scratch *s, u64 at, u16 tag, int dirfd,
+					    u64 address, u32 bits, u32 *flags)
+{
+	u64 end = put_user_path(at, address, dirfd, tag, s->slot);
+
+	*flags |= (end >> 32) << bits;
+	return (u32)end;
+}
+
+/* Appends text of the task where a path could stand: what a symbolic link says, a device. */
 static __always_inline u64 append_user_text(struct scratch *s, u64 at, u16 tag, u64 address,
-					    u32 *flags)
+					    u32 bits, u32 *flags)
 {
 	struct long_field *field;
 	long length;
@@ -133,7 +162,7 @@ static __always_inline u64 append_user_text(struct scratch *s, u64 at, u16 tag, 
 	length = bpf_probe_read_user_str(s->record + at + sizeof(*field), PATH_BYTES,
 					 (void *)address);
 	if (length < 1) {
-		*flags |= TOCSIN_PATH_FLAG_SOURCE_UNREADABLE;
+		*flags |= TOCSIN_PATH_FLAG_PATH_UNREADABLE << bits;
 		return at;
 	}
 	field->tag = tag;
@@ -141,7 +170,25 @@ static __always_inline u64 append_user_text(struct scratch *s, u64 at, u16 tag, 
 	return at + sizeof(*field) + ((length - 1) & (PATH_BYTES - 1));
 }
 
-/* Appends a string of the task as a field with a tag of one byte and at most 127 bytes. */
+/* Appends a string of the kernel where a path could stand. */
+static __always_inline u64 append_kernel_text(struct scratch *s, u64 at, u16 tag, const char *from)
+{
+	struct long_field *field;
+	long length;
+
+	BARRIER(at);
+	if (at > RECORD_BYTES - PATH_BYTES - sizeof(*field))
+		return RECORD_BYTES + 1;
+	field = (void *)(s->record + at);
+	length = bpf_probe_read_kernel_str(s->record + at + sizeof(*field), PATH_BYTES, from);
+	if (length < 1)
+		return at;
+	field->tag = tag;
+	put_length(field->length, length - 1);
+	return at + sizeof(*field) + ((length - 1) & (PATH_BYTES - 1));
+}
+
+/* Appends a string of the task as a field with a tag of one byte and at most 255 bytes. */
 static __always_inline u64 append_user_string(struct scratch *s, u64 at, u8 tag, u64 address,
 					      u32 most)
 {
@@ -158,7 +205,24 @@ static __always_inline u64 append_user_string(struct scratch *s, u64 at, u8 tag,
 		return at;
 	field->tag = tag;
 	put_length(field->length, length - 1);
-	return at + sizeof(*field) + ((length - 1) & 0x1ff);
+	return at + sizeof(*field) + ((length - 1) & 0xff);
+}
+
+/* Appends a string of the kernel as a field with a tag of one byte: at most 255 bytes. */
+static __always_inline u64 append_kernel_string(struct scratch *s, u64 at, u8 tag, const char *text)
+{
+	long length;
+	u8 *to;
+
+	BARRIER(at);
+	if (at > RECORD_BYTES - 512)
+		return RECORD_BYTES + 1;
+	to = s->record + at;
+	length = bpf_probe_read_kernel_str(to + sizeof(struct short_field), 256, text);
+	length = length > 0 ? length - 1 : 0;
+	to[0] = tag;
+	put_length(to + 1, length);
+	return at + sizeof(struct short_field) + (length & 0xff);
 }
 
 static __always_inline void put_file(struct wire_file *w, struct file *file)

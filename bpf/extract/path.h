@@ -40,6 +40,8 @@ __noinline u32 put_name(u64 dentry_address, u32 offset, u32 slot)
 /*
  * Builds the path at the end of the scratch's path area; returns the offset of its first byte
  * (PATH_BYTES: the root), with PATH_CUT. Names of pseudo files (memfd:x) have no parent and no mount point.
+ * A mount that was taken out of its namespace does not say where it was. Without a mount: the path
+ * in its file system, behind the name of that one's root, which is a slash.
  */
 __noinline u32 walk_path(u64 vfsmount, u64 dentry_address, u32 slot)
 {
@@ -55,7 +57,7 @@ __noinline u32 walk_path(u64 vfsmount, u64 dentry_address, u32 slot)
 		if (dentry == root) {
 			mount_parent = BPF_CORE_READ(mount, mnt_parent);
 			if (mount_parent == mount)
-				return offset;
+				return BPF_CORE_READ(mount, mnt_ns) ? offset : offset | PATH_CUT;
 			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
 			mount = mount_parent;
 			root = BPF_CORE_READ(mount, mnt.mnt_root);
@@ -74,10 +76,13 @@ __noinline u64 put_path(u64 vfsmount, u64 dentry, u64 at, u32 tag, u32 slot)
 {
 	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
 	u32 walked = walk_path(vfsmount, dentry, slot);
-	u64 offset = walked & ~PATH_CUT, length = PATH_BYTES - offset;
+	u64 offset = walked & ~PATH_CUT, length;
 	struct long_field *field;
 	u8 *to;
 
+	if (!vfsmount && !(walked & PATH_CUT))
+		offset += 2; /* the name of the file system's root, and its slash */
+	length = PATH_BYTES - offset;
 	BARRIER(at);
 	if (!s || at > RECORD_BYTES - PATH_BYTES - sizeof(*field))
 		return RECORD_BYTES + 1;

@@ -7,9 +7,8 @@
 #ifndef TOCSIN_PROGRAMS_FILE_H
 #define TOCSIN_PROGRAMS_FILE_H
 
-#include "base/syscall.h"
 #include "extract/file.h"
-#include "store/images.h"
+#include "store/act.h"
 
 #define O_ACCMODE     03
 #define O_WRONLY      01
@@ -25,8 +24,15 @@
 #define S_IFCHR 0020000
 /* Of the memory devices those that are memory or ports: mem, kmem, port. */
 #define MEMORY_DEVICES     1
+#define NULL_DEVICE        3
 #define LAST_MEMORY_DEVICE 4
 #define DEVICE_MINOR_BITS  20
+/* A name can be watched only where it and its directory's are shorter. */
+#define NAME_SEARCH 64
+/* Dots are sought in so much of a path that a process passed; a longer one is not ignored. */
+#define DOTS_SEARCH 256
+/* The chown of 32-bit processes with 16-bit ids has a lower number than chown32 and lchown32. */
+#define LCHOWN32 198
 
 /* What an act on files is told with. */
 struct file_act {
@@ -40,6 +46,8 @@ struct file_act {
 	/* The source is text, not a path to be made absolute. */
 	bool source_is_text;
 	u64 attribute;
+	/* Of a read: the verdict on the names of the file. */
+	u32 names;
 	u32 open_flags;
 	u32 mode;
 	u32 uid;
@@ -48,31 +56,76 @@ struct file_act {
 	u32 error;
 };
 
-/* The verdict on the longest known beginning of the path that stands at `at` in the record. */
-static __always_inline u32 verdict_of_path(struct scratch *s, u64 at)
+#define NOTHING_KNOWN                                                                     \
+	{                                                                                 \
+		.directory = AT_FDCWD, .source_directory = AT_FDCWD, .uid = -1, .gid = -1 \
+	}
+
+/*
+ * The verdict on the longest known beginning of the path field from `at` to `end` in the record.
+ * This and those below are global functions with scalar arguments: verified once, not at each
+ * call.
+ */
+__noinline u32 verdict_of_path(u64 at, u64 end, u32 slot)
 {
-	struct path_prefix *prefix = (void *)s->path;
+	struct scratch *s = scratch_of(slot);
+	u64 length = end - at - sizeof(struct long_field);
+	struct path_prefix *prefix;
 	u8 *verdict;
 
-	BARRIER(at);
-	if (at > RECORD_BYTES - PREFIX_BYTES - sizeof(struct long_field))
+	if (!s || at > RECORD_BYTES - PREFIX_BYTES - sizeof(struct long_field))
 		return 0;
-	prefix->bits = PREFIX_BYTES * 8;
+	prefix = (void *)s->path;
+	prefix->bits = (length < PREFIX_BYTES ? length : PREFIX_BYTES) * 8;
 	bpf_probe_read_kernel(prefix->bytes, PREFIX_BYTES,
 			      s->record + at + sizeof(struct long_field));
 	verdict = bpf_map_lookup_elem(&path_verdicts, prefix);
 	return verdict ? *verdict : 0;
 }
 
-static __always_inline u32 verdict_of_name(struct dentry *dentry)
+static __always_inline u32 verdict_of_name(const void *from, u32 size)
 {
 	struct watched_name name = {};
 	u8 *verdict;
 
-	bpf_probe_read_kernel_str(name.bytes, sizeof(name.bytes),
-				  BPF_CORE_READ(dentry, d_name.name));
+	bpf_probe_read_kernel_str(name.bytes, size, from);
 	verdict = bpf_map_lookup_elem(&name_verdicts, &name);
 	return verdict ? *verdict : 0;
+}
+
+/* Where the name that ends at `end` in the record begins; 0: it is too long to be watched. */
+__noinline u64 begin_of_name(u64 end, u32 slot)
+{
+	struct scratch *s = scratch_of(slot);
+
+	if (!s || end < NAME_SEARCH || end > RECORD_BYTES)
+		return 0;
+	for (u64 i = 1; i < NAME_SEARCH; i++)
+		if (s->record[end - i] == '/')
+			return end - i + 1;
+	return 0;
+}
+
+static __always_inline u32 verdict_of_text(struct scratch *s, u64 begin, u64 end)
+{
+	u64 size = end - begin + 1;
+
+	BARRIER(begin);
+	BARRIER(size);
+	if (!begin || begin > RECORD_BYTES - WATCHED_NAME_BYTES || size > WATCHED_NAME_BYTES)
+		return 0;
+	return verdict_of_name(s->record + begin, size);
+}
+
+/* The same as verdict_of_names, of a path that ends at `end` in the record. */
+static __always_inline u32 verdict_of_last_names(struct scratch *s, u64 end)
+{
+	u64 name = begin_of_name(end, s->slot), directory;
+
+	if (!name)
+		return 0;
+	directory = begin_of_name(name - 1, s->slot);
+	return verdict_of_text(s, name, end) | verdict_of_text(s, directory, name - 1);
 }
 
 /* Whether a file that is read may be watched: by its own name and its directory's. */
@@ -80,68 +133,145 @@ static __always_inline u32 verdict_of_names(struct file *file)
 {
 	struct dentry *dentry = BPF_CORE_READ(file, f_path.dentry);
 
-	return verdict_of_name(dentry) | verdict_of_name(BPF_CORE_READ(dentry, d_parent));
+	struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
+
+	return verdict_of_name(BPF_CORE_READ(dentry, d_name.name), WATCHED_NAME_BYTES) |
+	       verdict_of_name(BPF_CORE_READ(parent, d_name.name), WATCHED_NAME_BYTES);
 }
 
-static __always_inline void tell_file(struct file_act *act, u32 path_verdict_needed)
+/* Whether ".." stands in the path field from `at` to `end`, or could. */
+__noinline u32 may_climb(u64 at, u64 end, u32 slot)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct settings *settings = current_settings();
-	u64 at, body, path, verdict;
-	struct scratch *s;
-	struct wire_file *w;
-	u32 path_flags = 0;
+	struct scratch *s = scratch_of(slot);
+	u32 pair, last = 0, found = 0;
 
-	if (!settings)
-		return;
-	s = begin(act->type, &at);
-	if (!s)
-		return;
-	at = append_current(s, at);
-	body = at;
-	BARRIER(at);
-	if (at > 6144) {
-		submit(s, act->type, RECORD_BYTES + 1);
-		return;
+	if (!s || end - at > DOTS_SEARCH || at > RECORD_BYTES - DOTS_SEARCH)
+		return 1;
+	for (u64 i = sizeof(struct long_field); i < DOTS_SEARCH; i++) {
+		pair = (last << 8 | s->record[at + i]) & 0xffff;
+		last = pair & 0xff;
+		/* 1 where the pair is two dots: branches would cost the verifier a state each. */
+		found |= ((pair ^ 0x2e2e) - 1) >> 31;
+		if (at + i + 1 >= end)
+			break;
 	}
-	w = (void *)(s->record + at + sizeof(struct long_field));
+	return found;
+}
+
+/*
+ * Whether acts on this path are not wanted. Not so when the path may lead elsewhere than its
+ * beginning says: without its head, or with ".." in what the process passed.
+ */
+static __always_inline bool is_ignored(struct scratch *s, u64 at, u64 end, u32 bits, u32 flags)
+{
+	if (flags & (TOCSIN_PATH_FLAG_PATH_TRUNCATED | TOCSIN_PATH_FLAG_PATH_UNREADABLE) << bits ||
+	    !(verdict_of_path(at, end, s->slot) & VERDICT_IGNORE))
+		return false;
+	return !(flags & TOCSIN_PATH_FLAG_PATH_AS_GIVEN << bits) || !may_climb(at, end, s->slot);
+}
+
+/* Whether the file that is, or was to be, read is watched. `names`: verdict on its names. */
+static __always_inline bool is_watched_file(struct scratch *s, u64 at, u64 end, u32 names)
+{
+	return names & VERDICT_WATCH ||
+	       (names & VERDICT_ASK_PATH && verdict_of_path(at, end, s->slot) & VERDICT_WATCH);
+}
+
+/* What the file has, and of what was asked for that which it does not show. */
+static __always_inline void put_file_act(struct wire_file *w, struct file_act *act)
+{
 	wire_file_tags(w);
 	WIRE_PUT(w, error, act->error);
 	WIRE_PUT(w, open_flags, act->open_flags);
 	WIRE_PUT(w, mode, act->mode);
 	WIRE_PUT(w, inode, 0);
 	WIRE_PUT(w, dev, 0);
-	WIRE_PUT(w, uid, act->uid);
-	WIRE_PUT(w, gid, act->gid);
 	WIRE_PUT(w, size, act->size);
 	if (act->file)
 		put_file(w, act->file);
-	at += sizeof(struct long_field) + sizeof(*w);
-	path = at;
-	if (act->file)
-		at = append_file_path(s, at, TOCSIN_TAG_FILE_PATH, act->file,
-				      TOCSIN_PATH_FLAG_PATH_TRUNCATED, &path_flags);
-	else
-		at = append_user_path(s, at, TOCSIN_TAG_FILE_PATH, task, act->directory, act->path,
-				      PATH_BITS, &path_flags);
-	if (settings->filters & FILTER_PATHS || path_verdict_needed) {
-		verdict = verdict_of_path(s, path);
-		if (verdict & VERDICT_IGNORE ||
-		    (path_verdict_needed && !(verdict & path_verdict_needed))) {
-			release(s);
-			return;
-		}
+	if (act->type == TOCSIN_EVENT_TYPE_FILE_CHMOD && act->error)
+		WIRE_PUT(w, mode, act->mode);
+	if (!act->file || act->type == TOCSIN_EVENT_TYPE_FILE_CHOWN) {
+		WIRE_PUT(w, uid, act->uid);
+		WIRE_PUT(w, gid, act->gid);
 	}
+}
+
+static __always_inline u64 append_path_of_act(struct scratch *s, u64 at, struct file_act *act,
+					      u32 *flags)
+{
+	if (act->file)
+		return append_file_path(s, at, TOCSIN_TAG_FILE_PATH, act->file,
+					TOCSIN_PATH_FLAG_PATH_TRUNCATED, flags);
+	return append_user_path(s, at, TOCSIN_TAG_FILE_PATH, act->directory, act->path, PATH_BITS,
+				flags);
+}
+
+static __always_inline u64 append_source_of_act(struct scratch *s, u64 at, struct file_act *act,
+						u32 *flags)
+{
 	if (act->source_is_text)
-		at = append_user_text(s, at, TOCSIN_TAG_FILE_SOURCE, act->source, &path_flags);
-	else if (act->source)
-		at = append_user_path(s, at, TOCSIN_TAG_FILE_SOURCE, task, act->source_directory,
-				      act->source, SOURCE_BITS, &path_flags);
+		return append_user_text(s, at, TOCSIN_TAG_FILE_SOURCE, act->source, SOURCE_BITS,
+					flags);
+	return append_user_path(s, at, TOCSIN_TAG_FILE_SOURCE, act->source_directory, act->source,
+				SOURCE_BITS, flags);
+}
+
+/* Where the fields of the paths stand in the record; without a source the second is empty. */
+struct file_fields {
+	u64 path;
+	u64 source;
+	u64 end;
+};
+
+/*
+ * Whether the filters on paths let it through. What is brought into an ignored place, or out of it,
+ * is told.
+ */
+static __always_inline bool passes(struct scratch *s, struct file_act *act,
+				   struct file_fields *fields, u32 flags)
+{
+	struct settings *settings = current_settings();
+	u64 path_end = fields->source;
+
+	if (act->type == TOCSIN_EVENT_TYPE_FILE_READ &&
+	    !is_watched_file(s, fields->path, path_end,
+			     act->file ? act->names : verdict_of_last_names(s, path_end)))
+		return false;
+	if (!settings || !(settings->filters & FILTER_PATHS) ||
+	    !is_ignored(s, fields->path, path_end, PATH_BITS, flags))
+		return true;
+	return act->source && !act->source_is_text &&
+	       !is_ignored(s, fields->source, fields->end, SOURCE_BITS, flags);
+}
+
+static __always_inline void tell_file(struct file_act *act)
+{
+	struct file_fields fields;
+	struct wire_file *w;
+	u32 path_flags = 0;
+	struct scratch *s;
+	u64 body;
+
+	s = begin_act(act->type, &body);
+	if (!s)
+		return;
+	w = FIXED_PART(s, body);
+	put_file_act(w, act);
+	fields.path = body + sizeof(struct long_field) + sizeof(*w);
+	fields.source = append_path_of_act(s, fields.path, act, &path_flags);
+	fields.end = fields.source;
+	if (act->source)
+		fields.end = append_source_of_act(s, fields.source, act, &path_flags);
+	if (!passes(s, act, &fields, path_flags)) {
+		release(s);
+		return;
+	}
 	if (act->attribute)
-		at = append_user_string(s, at, TOCSIN_TAG_FILE_ATTRIBUTE, act->attribute,
-					TOCSIN_MAX_FILE_ATTRIBUTE);
+		fields.end = append_user_string(s, fields.end, TOCSIN_TAG_FILE_ATTRIBUTE,
+						act->attribute, TOCSIN_MAX_FILE_ATTRIBUTE);
 	WIRE_PUT(w, path_flags, path_flags);
-	submit(s, act->type, close_body(s, body, at, BODY_TAG(act->type)));
+	submit_act(s, act->type, body, fields.end);
 }
 
 /* Files and block devices, and memory as a device; no terminals, pipes, sockets and the like. */
@@ -156,38 +286,44 @@ static __always_inline bool holds_data(struct inode *inode)
 	device = BPF_CORE_READ(inode, i_rdev);
 	return device >> DEVICE_MINOR_BITS == MEMORY_DEVICES &&
 	       (device & ((1 << DEVICE_MINOR_BITS) - 1)) <= LAST_MEMORY_DEVICE &&
-	       (device & ((1 << DEVICE_MINOR_BITS) - 1)) != 3; /* null */
+	       (device & ((1 << DEVICE_MINOR_BITS) - 1)) != NULL_DEVICE;
 }
 
 /* Sets the type of an open that succeeded; false: it is of no interest. */
-static __always_inline bool judge_open(struct file_act *act, u32 *path_verdict)
+static __always_inline bool judge_open(struct file_act *act)
 {
 	struct file *file = act->file;
-	u32 mode = BPF_CORE_READ(file, f_mode), names;
+	u32 mode = BPF_CORE_READ(file, f_mode);
 
 	if (mode & FMODE_PATH || !holds_data(BPF_CORE_READ(file, f_inode)))
 		return false;
-	if (mode & FMODE_CREATED || act->open_flags & TMPFILE_BIT) {
+	if (mode & FMODE_CREATED || BPF_CORE_READ(file, f_flags) & TMPFILE_BIT) {
 		act->type = TOCSIN_EVENT_TYPE_FILE_CREATE;
 		return true;
 	}
-	if (mode & FMODE_WRITE) {
+	/* O_TRUNC empties a file that is opened for reading only, too. */
+	if (mode & FMODE_WRITE || act->open_flags & O_TRUNC) {
 		act->type = TOCSIN_EVENT_TYPE_FILE_WRITE;
 		return true;
 	}
 	act->type = TOCSIN_EVENT_TYPE_FILE_READ;
-	names = verdict_of_names(file);
-	if (names & VERDICT_ASK_PATH)
-		*path_verdict = VERDICT_WATCH;
-	return names & (VERDICT_WATCH | VERDICT_ASK_PATH);
+	act->names = verdict_of_names(file);
+	return act->names;
+}
+
+/* The same of an open that failed. */
+static __always_inline void judge_refusal(struct file_act *act)
+{
+	act->type = act->open_flags & (O_ACCMODE | O_CREAT | O_TRUNC) ?
+			    TOCSIN_EVENT_TYPE_FILE_WRITE :
+			    TOCSIN_EVENT_TYPE_FILE_READ;
 }
 
 SEC("tp_btf/sys_exit")
 int act_file_open(unsigned long long *ctx)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
-	struct file_act act = {.directory = AT_FDCWD};
-	u32 path_verdict = 0;
+	struct file_act act = NOTHING_KNOWN;
 	struct call call;
 	u64 how = 0;
 
@@ -215,18 +351,14 @@ int act_file_open(unsigned long long *ctx)
 		act.open_flags = how;
 	}
 	if (act.error) {
-		act.type = TOCSIN_EVENT_TYPE_FILE_WRITE;
-		if (!(act.open_flags & (O_ACCMODE | O_CREAT))) {
-			act.type = TOCSIN_EVENT_TYPE_FILE_READ;
-			path_verdict = VERDICT_WATCH;
-		}
+		judge_refusal(&act);
 	} else {
 		act.file = file_of_fd(task, call.result);
-		if (!act.file || !judge_open(&act, &path_verdict))
+		if (!act.file || !judge_open(&act))
 			return 0;
 	}
 	if (wanted(act.type, task))
-		tell_file(&act, path_verdict);
+		tell_file(&act);
 	return 0;
 }
 
@@ -234,7 +366,7 @@ int act_file_open(unsigned long long *ctx)
 SEC("tp_btf/sys_exit")
 int act_file_name(unsigned long long *ctx)
 {
-	struct file_act act = {.directory = AT_FDCWD, .source_directory = AT_FDCWD};
+	struct file_act act = NOTHING_KNOWN;
 	struct call call;
 
 	if (!read_call(&call, ctx) || !worth_telling(call.error))
@@ -260,9 +392,11 @@ int act_file_name(unsigned long long *ctx)
 		act.path = call.argument[1];
 		break;
 	case ACT_RENAMEAT:
+	case ACT_RENAMEAT2:
 	case ACT_LINKAT:
-		act.type = call.act == ACT_RENAMEAT ? TOCSIN_EVENT_TYPE_FILE_RENAME :
-						      TOCSIN_EVENT_TYPE_FILE_LINK;
+		act.type = call.act == ACT_LINKAT ? TOCSIN_EVENT_TYPE_FILE_LINK :
+						    TOCSIN_EVENT_TYPE_FILE_RENAME;
+		act.open_flags = call.act == ACT_RENAMEAT ? 0 : call.argument[4];
 		act.source_directory = call.argument[0];
 		act.source = call.argument[1];
 		act.directory = call.argument[2];
@@ -302,8 +436,17 @@ int act_file_name(unsigned long long *ctx)
 		act.mode = call.argument[2];
 	}
 	if (wanted(act.type, (void *)bpf_get_current_task()))
-		tell_file(&act, 0);
+		tell_file(&act);
 	return 0;
+}
+
+/* A user or group id that was passed: old calls of 32-bit processes have 16 bits, of which all ones is -1. */
+static __always_inline u32 id_argument(struct call *call, u32 id)
+{
+	if (!call->compat || call->number >= LCHOWN32)
+		return id;
+	id &= 0xffff;
+	return id == 0xffff ? -1 : id;
 }
 
 /* Attributes: bits, owner, extended attributes, size, times. By descriptor or by path. */
@@ -311,7 +454,7 @@ SEC("tp_btf/sys_exit")
 int act_file_attribute(unsigned long long *ctx)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
-	struct file_act act = {.directory = AT_FDCWD, .uid = -1, .gid = -1};
+	struct file_act act = NOTHING_KNOWN;
 	struct call call;
 	int fd = -1;
 
@@ -335,16 +478,17 @@ int act_file_attribute(unsigned long long *ctx)
 		act.directory = call.argument[0];
 		act.path = call.argument[1];
 		act.mode = call.argument[2];
+		act.open_flags = call.act == ACT_FCHMODAT2 ? call.argument[3] : 0;
 		break;
 	case ACT_CHOWN:
 		act.type = TOCSIN_EVENT_TYPE_FILE_CHOWN;
-		act.uid = call.argument[1];
-		act.gid = call.argument[2];
+		act.uid = id_argument(&call, call.argument[1]);
+		act.gid = id_argument(&call, call.argument[2]);
 		break;
 	case ACT_FCHOWN:
 		act.type = TOCSIN_EVENT_TYPE_FILE_CHOWN;
-		act.uid = call.argument[1];
-		act.gid = call.argument[2];
+		act.uid = id_argument(&call, call.argument[1]);
+		act.gid = id_argument(&call, call.argument[2]);
 		fd = call.argument[0];
 		break;
 	case ACT_FCHOWNAT:
@@ -353,6 +497,7 @@ int act_file_attribute(unsigned long long *ctx)
 		act.path = call.argument[1];
 		act.uid = call.argument[2];
 		act.gid = call.argument[3];
+		act.open_flags = call.argument[4];
 		break;
 	case ACT_SETXATTR:
 	case ACT_REMOVEXATTR:
@@ -370,6 +515,7 @@ int act_file_attribute(unsigned long long *ctx)
 		act.type = TOCSIN_EVENT_TYPE_FILE_XATTR;
 		act.directory = call.argument[0];
 		act.path = call.argument[1];
+		act.open_flags = call.argument[2];
 		act.attribute = call.argument[3];
 		break;
 	case ACT_TRUNCATE:
@@ -382,26 +528,29 @@ int act_file_attribute(unsigned long long *ctx)
 	case ACT_TRUNCATE64:
 	case ACT_FTRUNCATE64: /* of 32-bit processes: in two halves */
 		act.type = TOCSIN_EVENT_TYPE_FILE_TRUNCATE;
-		act.size = call.argument[1] | call.argument[2] << 32;
+		act.size = call.argument[SPLIT_ARGUMENT] | call.argument[SPLIT_ARGUMENT + 1] << 32;
 		if (call.act == ACT_FTRUNCATE64)
 			fd = call.argument[0];
 		break;
 	case ACT_UTIME:
 		act.type = TOCSIN_EVENT_TYPE_FILE_TIMES;
 		break;
-	default: /* ACT_UTIMENSAT: without a path the descriptor's file */
+	default: /* ACT_UTIMENSAT, ACT_FUTIMESAT */
 		act.type = TOCSIN_EVENT_TYPE_FILE_TIMES;
 		act.directory = call.argument[0];
 		act.path = call.argument[1];
+		act.open_flags = call.act == ACT_UTIMENSAT ? call.argument[3] : 0;
 	}
 	if (!wanted(act.type, task))
 		return 0;
+	if (act.directory != AT_FDCWD && is_nameless(act.path))
+		fd = act.directory;
 	if (fd >= 0) {
 		act.file = file_of_fd(task, fd);
 		if (!act.file)
 			return 0;
 	}
-	tell_file(&act, 0);
+	tell_file(&act);
 	return 0;
 }
 

@@ -3,6 +3,7 @@
 #ifndef TOCSIN_PROGRAMS_PROCESS_H
 #define TOCSIN_PROGRAMS_PROCESS_H
 
+#include "extract/file.h"
 #include "programs/credentials.h"
 
 #define S_ISUID 04000
@@ -38,23 +39,6 @@ static __always_inline u32 exec_flags(struct file *exe, struct linux_binprm *bpr
 	if (BPF_CORE_READ_BITFIELD_PROBED(bprm, secureexec))
 		flags |= TOCSIN_EXEC_FLAG_SECURE;
 	return flags;
-}
-
-/* Appends a string of the kernel as a field with a tag of one byte. */
-static __always_inline u64 append_kernel_string(struct scratch *s, u64 at, u8 tag, const char *text)
-{
-	long length;
-	u8 *to;
-
-	BARRIER(at);
-	if (at > RECORD_BYTES - 512)
-		return RECORD_BYTES + 1;
-	to = s->record + at;
-	length = bpf_probe_read_kernel_str(to + sizeof(struct short_field), 256, text);
-	length = length > 0 ? length - 1 : 0;
-	to[0] = tag;
-	put_length(to + 1, length);
-	return at + sizeof(struct short_field) + (length & 0xff);
 }
 
 static __always_inline u64 append_exec(struct scratch *s, u64 at, struct task_struct *task,

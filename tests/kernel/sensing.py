@@ -30,9 +30,13 @@ class Sensor:
     """A source and the events that were drained from it."""
 
     def __init__(
-        self, config: SensorConfig | None = None, kept_fds: list[int] | None = None, seed: bool = True
+        self,
+        config: SensorConfig | None = None,
+        kept_fds: list[int] | None = None,
+        seed: bool = True,
+        own_pid: int = 0,
     ) -> None:
-        self.source: EventSource = open_core(config or SensorConfig(), kept_fds or [])
+        self.source: EventSource = open_core(config or SensorConfig(), kept_fds or [], own_pid)
         self.events: list[event_pb2.Event] = []
         self.drains: list[Drained] = []
         self.seeded = self.source.seed() if seed else 0

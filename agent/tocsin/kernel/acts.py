@@ -92,6 +92,9 @@ class Act(IntEnum):
     REMOVEXATTRAT = 64
     TRUNCATE64 = 65
     FTRUNCATE64 = 66
+    RENAMEAT2 = 67
+    FUTIMESAT = 68
+    UMOUNT_OLD = 69
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,8 @@ HOOKS: Final = (
     Hook("on_egress", _DNS | _types("UDP_FLOW"), cgroup=True),
     Hook("on_ingress", _types("DNS_ANSWER"), cgroup=True),
     Hook("on_signal", _types("SIGNAL")),
+    Hook("on_module_load", _types("MODULE_LOAD"), "module_load"),
+    Hook("on_module_unload", _types("MODULE_UNLOAD"), "module_free"),
 )
 """Beside those for processes, which are always there: the others need what they keep."""
 
@@ -157,7 +162,8 @@ TELLERS: Final = (
             Act.UNLINKAT: ("unlinkat",),
             Act.RMDIR: ("rmdir",),
             Act.RENAME: ("rename",),
-            Act.RENAMEAT: ("renameat", "renameat2"),
+            Act.RENAMEAT: ("renameat",),
+            Act.RENAMEAT2: ("renameat2",),
             Act.LINK: ("link",),
             Act.LINKAT: ("linkat",),
             Act.SYMLINK: ("symlink",),
@@ -190,7 +196,8 @@ TELLERS: Final = (
             Act.TRUNCATE64: ("truncate64",),
             Act.FTRUNCATE64: ("ftruncate64",),
             Act.UTIME: ("utime", "utimes"),
-            Act.UTIMENSAT: ("utimensat", "utimensat_time64", "futimesat"),
+            Act.UTIMENSAT: ("utimensat", "utimensat_time64"),
+            Act.FUTIMESAT: ("futimesat",),
         },
     ),
     Teller(
@@ -216,6 +223,36 @@ TELLERS: Final = (
         {Act.MMAP: ("mmap", "mmap2"), Act.MPROTECT: ("mprotect", "pkey_mprotect")},
     ),
     Teller("act_memory_map_old", _types("MEMORY_EXECUTABLE"), {Act.MMAP_OLD: ("old_mmap",)}),
+    Teller(
+        "act_namespace",
+        _types("NAMESPACE"),
+        {Act.UNSHARE: ("unshare",), Act.SETNS: ("setns",)},
+    ),
+    Teller(
+        "act_mount",
+        _types("MOUNT", "UMOUNT", "PIVOT_ROOT", "CHROOT"),
+        {
+            Act.MOUNT: ("mount",),
+            Act.MOVE_MOUNT: ("move_mount",),
+            Act.UMOUNT: ("umount2",),
+            Act.UMOUNT_OLD: ("umount",),
+            Act.PIVOT_ROOT: ("pivot_root",),
+            Act.CHROOT: ("chroot",),
+        },
+    ),
+    Teller(
+        "act_module",
+        _types("MODULE_LOAD", "MODULE_UNLOAD"),
+        {Act.INIT_MODULE: ("init_module", "finit_module"), Act.DELETE_MODULE: ("delete_module",)},
+    ),
+    Teller("act_bpf", _types("BPF"), {Act.BPF: ("bpf",)}),
+    Teller(
+        "act_kexec",
+        _types("KEXEC"),
+        {Act.KEXEC: ("kexec_load",), Act.KEXEC_FILE: ("kexec_file_load",)},
+    ),
+    Teller("act_perf_event", _types("PERF_EVENT_OPEN"), {Act.PERF_EVENT_OPEN: ("perf_event_open",)}),
+    Teller("act_io_ports", _types("IO_PORTS"), {Act.IOPERM: ("ioperm",), Act.IOPL: ("iopl",)}),
 )
 """Every program that tells system calls."""
 

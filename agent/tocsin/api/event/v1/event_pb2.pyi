@@ -1056,9 +1056,14 @@ class Mount(_message.Message):
     path_flags: _builtins.int
     """Bits of PathFlag, for `path` and `source`."""
     path: _builtins.bytes
-    """Where: the mount point, the new root."""
+    """Where: the mount point, the new root. Of a pivot_root that succeeded as it
+    was passed, not made absolute: what stood before it is elsewhere by now.
+    """
     source: _builtins.bytes
-    """What is mounted, as the process named it; for pivot_root where the old root goes."""
+    """What is mounted, as the process named it; for pivot_root where the old root
+    goes. Of a mount that came as a descriptor its device, or the directory in
+    its file system.
+    """
     filesystem: _builtins.bytes
     """Type of the file system, empty where the call does not tell it."""
     def __init__(
@@ -1102,15 +1107,17 @@ class File(_message.Message):
     open_flags: _builtins.int
     """Flags of open; flags of the call for others."""
     mode: _builtins.int
-    """Type and permission bits of the file after the act; 0 where it is not known."""
+    """Type and permission bits of the file after the act. Of what was named by a
+    path, or refused, the bits that were asked for; 0 where none were.
+    """
     inode: _builtins.int
     """Inode of the file; 0 where it is not known."""
     dev: _builtins.int
     """Device of the file: major << 20 | minor."""
     uid: _builtins.int
-    """Owner of the file; for chown the new one (4294967295: not changed)."""
+    """Owner of the file (4294967295: not known); for chown the new one (4294967295: not changed)."""
     gid: _builtins.int
-    """Group of the file; for chown the new one (4294967295: not changed)."""
+    """Group of the file (4294967295: not known); for chown the new one (4294967295: not changed)."""
     size: _builtins.int
     """Size after truncate; 0 for others."""
     path_flags: _builtins.int
@@ -1317,7 +1324,7 @@ class PerfEvent(_message.Message):
     config: _builtins.int
     """Its configuration: for a tracepoint its id."""
     target_pid: _builtins.int
-    """Process that is measured; 0 the caller, 4294967295 every one."""
+    """Process that is measured; 0 the caller, 4294967295 every one, or those of a control group."""
     target_cpu: _builtins.int
     """CPU that is measured; 4294967295 every one."""
     def __init__(

@@ -22,8 +22,23 @@ REPOSITORY: Final = ("agent/tocsin", "tests/kernel", "tests/guests/inside", "pyp
 DISTRIBUTIONS: Final = ("pytest", "pytest-timeout", "protobuf", "psutil", "pyroute2", "pyseccomp", "hypothesis")
 # What the agent opens by name.
 LIBRARIES: Final = ("libbpf.so.1", "libseccomp.so.2")
-# The last one finds libraries for ctypes.
-PROGRAMS: Final = ("/bin/sh", "/bin/cp", "/bin/true", "/bin/echo", "/bin/cat", "/usr/bin/wc", "/sbin/ldconfig")
+# ldconfig finds libraries for ctypes.
+PROGRAMS: Final = tuple(
+    f"/usr/{name}"
+    for name in (
+        "bin/sh",
+        "bin/cp",
+        "bin/true",
+        "bin/echo",
+        "bin/cat",
+        "bin/wc",
+        "bin/unshare",
+        "bin/ip",
+        "sbin/ldconfig",
+    )
+)
+# Names of old, which link to those under /usr.
+LINKS: Final = ("/bin", "/sbin", "/lib", "/lib64")
 # Large, and no test imports them.
 STDLIB_WITHOUT: Final = re.compile(
     r"/(site-packages|dist-packages|test|tests|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pydoc_data|distutils"
@@ -41,7 +56,7 @@ def build(target: Path, scratch: Path) -> None:
     _add_python(tree)
     _add_repository(tree)
     _add_acts(tree, scratch)
-    for program in PROGRAMS:
+    for program in (*PROGRAMS, *LINKS):
         tree.add(Path(program))
     for library in LIBRARIES:
         tree.add(_path_of_library(library))

@@ -1320,7 +1320,9 @@ class PerfEvent(_message.Message):
     error: _builtins.int
     """errno, 0 when it succeeded."""
     event_type: _builtins.int
-    """Type of the event (1 software, 2 tracepoint, 6 kprobe and later ones by number)."""
+    """Type of the event (1 software, 2 tracepoint, 6 and later ones by number). What
+    was made has the type that the kernel settled on: CPU clocks have one of their own.
+    """
     config: _builtins.int
     """Its configuration: for a tracepoint its id."""
     target_pid: _builtins.int

@@ -92,10 +92,9 @@ static __always_inline bool is_explained(struct known_credentials *was,
 }
 
 /* Where no system call has set anything: tells when the current thread has not what is known. */
-static __always_inline void compare_credentials(void)
+static __always_inline void compare_credentials(struct thread *thread)
 {
-	struct thread thread = current_thread();
-	struct known_credentials *known = find_credentials(&thread), was, now;
+	struct known_credentials *known = find_credentials(thread), was, now;
 	struct task_struct *task = (void *)bpf_get_current_task();
 
 	if (!known || BPF_CORE_READ(task, flags) & (PF_IO_WORKER | PF_USER_WORKER))
@@ -104,7 +103,7 @@ static __always_inline void compare_credentials(void)
 	read_own_credentials(&now);
 	if (same_credentials(&was, &now))
 		return;
-	learn_credentials(&thread, &now);
+	learn_credentials(thread, &now);
 	if (!went_deeper(&was, &now))
 		tell_credentials(TOCSIN_CREDENTIALS_CAUSE_UNEXPLAINED, &was, 0, 0);
 }

@@ -140,14 +140,15 @@ int BPF_PROG(on_exec, struct task_struct *task, int caller_tid, struct linux_bin
 SEC("tp_btf/task_newtask")
 int BPF_PROG(on_fork, struct task_struct *child, u64 clone_flags)
 {
+	struct thread maker = current_thread();
 	struct short_field *body;
 	struct wire_fork *w;
 	struct scratch *s;
 	u64 at;
 
-	compare_credentials();
+	compare_credentials(&maker);
 	if (child->pid != child->tgid) {
-		inherit_thread_credentials(child);
+		inherit_thread_credentials(&maker, child);
 		return 0;
 	}
 	inherit_image(child);
@@ -190,12 +191,11 @@ int on_exit(unsigned long long *ctx)
 	struct short_field *body;
 	struct wire_exit *w;
 	struct scratch *s;
-	struct thread thread;
+	struct thread thread = current_thread();
 	u32 status;
 	u64 at;
 
-	compare_credentials();
-	thread = current_thread();
+	compare_credentials(&thread);
 	forget_thread_credentials(&thread);
 	if (!group_is_dead(ctx, task) || !wanted(TOCSIN_EVENT_TYPE_EXIT, task))
 		return 0;

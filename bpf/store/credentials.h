@@ -90,12 +90,12 @@ static __always_inline void learn_credentials(struct thread *thread, struct know
 		keep_thread_credentials(thread, now);
 }
 
-/* A new thread has what the current one has, which made it. */
-static __always_inline void inherit_thread_credentials(struct task_struct *child)
+/* A new thread has what the one has that made it. */
+static __always_inline void inherit_thread_credentials(struct thread *maker,
+						       struct task_struct *child)
 {
-	struct thread parent = current_thread();
-	struct thread_credentials *own = find_thread_credentials(&parent);
-	struct thread thread = {child->pid, child->tgid, parent.process_start_boottime_ns};
+	struct thread_credentials *own = find_thread_credentials(maker);
+	struct thread thread = {child->pid, maker->pid, maker->process_start_boottime_ns};
 
 	if (own)
 		keep_thread_credentials(&thread, &own->known);

@@ -110,7 +110,8 @@ static __always_inline void compare_credentials(struct thread *thread)
 
 /*
  * Before the image of an executed program is stored: the credentials before. The program may
- * bring others with it; but no execution changes real ids.
+ * bring others with it; but no execution changes real ids. Where changes by system calls are not
+ * wanted, nothing learns of them: then what is known is what the last fork or execution gave.
  */
 static __always_inline void credentials_before_exec(struct known_credentials *was, u32 caller_tid)
 {

@@ -202,7 +202,7 @@ TELLERS: Final = (
     ),
     Teller(
         "act_credentials",
-        _types("CREDENTIALS", "EXEC"),
+        _types("CREDENTIALS"),
         {
             Act.SETUID: tuple(
                 f"set{ids}{width}"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kernel import oracle  # type: ignore[import-not-found]
 from kernel.acting import fork_and  # type: ignore[import-not-found]
-from kernel.network import LIBC, cookie, own_network  # type: ignore[import-not-found]
+from kernel.network import LIBC, cookie, needs_cgroup_hooks, own_network  # type: ignore[import-not-found]
 from kernel.sensing import BODY, Sensor  # type: ignore[import-not-found]
 from tocsin.api.event.v1 import event_pb2
 
@@ -51,6 +51,7 @@ def answer(asked: bytes, *records: bytes, flags: int = ANSWERS) -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def _network() -> Iterator[None]:
+    needs_cgroup_hooks()
     with own_network():
         yield
 

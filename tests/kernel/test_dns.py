@@ -17,6 +17,7 @@ from kernel.acting import fork_and  # type: ignore[import-not-found]
 from kernel.network import LIBC, cookie, needs_cgroup_hooks, own_network  # type: ignore[import-not-found]
 from kernel.sensing import BODY, Sensor  # type: ignore[import-not-found]
 from tocsin.api.event.v1 import event_pb2
+from tocsin.config import FilterConfig, SensorConfig
 
 QUERY, ANSWER = event_pb2.EVENT_TYPE_DNS_QUERY, event_pb2.EVENT_TYPE_DNS_ANSWER
 PORT = 53
@@ -212,6 +213,23 @@ def test_a_question_and_its_answer_over_tcp_are_told(sensor: Sensor) -> None:
         assert facts(sensor.one(os.getpid(), QUERY)) == expected(client, asked, **common)
         told = facts(sensor.one(os.getpid(), ANSWER))
         assert told == expected(client, answered, **common, addresses=b"\x04" + FOUR, message=answered)
+
+
+def test_dns_over_tcp_is_told_when_nothing_else_is_wanted() -> None:
+    sensor = Sensor(SensorConfig(filters=FilterConfig(events=("dns",))))
+    asked = question(b"only.example")
+    answered = answer(asked, record(A, FOUR))
+    try:
+        with over_tcp() as (client, served):
+            client.sendall(framed(asked))
+            served.recv(9999)
+            served.sendall(framed(answered))
+            client.recv(9999)
+        assert facts(sensor.one(os.getpid(), QUERY))["name"] == b"only.example"
+        assert facts(sensor.one(os.getpid(), ANSWER))["message"] == answered
+        assert {event.type for event in sensor.events} == {QUERY, ANSWER}
+    finally:
+        sensor.close()
 
 
 def test_a_message_over_tcp_in_parts_is_told_with_its_first(sensor: Sensor) -> None:

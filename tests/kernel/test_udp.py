@@ -15,12 +15,15 @@ import pytest
 from kernel import oracle  # type: ignore[import-not-found]
 from kernel.acting import fork_and  # type: ignore[import-not-found]
 from kernel.network import cookie, needs_cgroup_hooks  # type: ignore[import-not-found]
-from kernel.sensing import Sensor, boottime_ns  # type: ignore[import-not-found]
+from kernel.sensing import ACCEPT, CLOSE, CONNECT, Sensor, boottime_ns  # type: ignore[import-not-found]
 from tocsin.api.event.v1 import event_pb2
+from tocsin.config import FilterConfig, SensorConfig
 from tocsin.kernel import libbpf
 from tocsin.kernel.core import cgroup_root
 
 FLOW = event_pb2.EVENT_TYPE_UDP_FLOW
+LISTEN, BIND = event_pb2.EVENT_TYPE_SOCKET_LISTEN, event_pb2.EVENT_TYPE_SOCKET_BIND
+NOBODY = 65534
 LOOPBACK = socket.inet_aton("127.0.0.1")
 LOOPBACK6 = socket.inet_pton(socket.AF_INET6, "::1")
 IPV6_HOPOPTS, IPV6_DSTOPTS = 54, 59
@@ -159,6 +162,29 @@ def test_what_does_not_leave_is_not_told(sensor: Sensor) -> None:
         local.sendto(b"x", "/nowhere")
     sensor.settle()
     assert not sensor.of(os.getpid(), FLOW)
+
+
+def test_what_an_excluded_user_sends_and_connects_is_not_told() -> None:
+    sensor = Sensor(SensorConfig(filters=FilterConfig(events=("network",), exclude_uids=(NOBODY,))))
+
+    def send(uid: int) -> None:
+        os.setuid(uid)
+        with udp() as sender, udp() as receiver, socket.socket() as listener, socket.socket() as client:
+            sender.sendto(b"x", receiver.getsockname())
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(1)
+            client.connect(listener.getsockname())
+            listener.accept()[0].close()
+
+    try:
+        children = [fork_and(lambda uid=uid: send(uid)) for uid in (NOBODY, NOBODY - 1)]
+        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+        sensor.collect(lambda: len(sensor.of(children[1], CLOSE)) == 2)
+        told = {event.type for event in sensor.events if event.process.pid == children[1]}
+        assert {FLOW, CONNECT, ACCEPT, CLOSE, LISTEN, BIND} == told
+        assert not [event for event in sensor.events if event.process.pid == children[0]]
+    finally:
+        sensor.close()
 
 
 def mounts(folder: Path, *lines: str) -> Path:

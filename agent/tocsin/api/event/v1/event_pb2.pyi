@@ -106,7 +106,7 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     EVENT_TYPE_IO_PORTS: _EventType.ValueType  # 39
     """A process got access to I/O ports (ioperm, iopl)."""
     EVENT_TYPE_SOCKET_LISTEN: _EventType.ValueType  # 40
-    """A TCP socket began to listen."""
+    """A TCP socket began to listen, by whatever call."""
     EVENT_TYPE_SOCKET_BIND: _EventType.ValueType  # 41
     """A socket got a local address of its process's choice (bind)."""
     EVENT_TYPE_RAW_SOCKET: _EventType.ValueType  # 42
@@ -114,11 +114,13 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     EVENT_TYPE_UNIX_CONNECT: _EventType.ValueType  # 43
     """A process connected to a watched Unix socket."""
     EVENT_TYPE_UDP_FLOW: _EventType.ValueType  # 44
-    """A UDP socket sent its first datagram to a destination."""
+    """A UDP socket sent its first datagram to a destination, or its first after
+    60 s without one.
+    """
     EVENT_TYPE_DNS_QUERY: _EventType.ValueType  # 45
-    """A process asked a DNS server."""
+    """A process asked a DNS server (port 53, UDP or TCP)."""
     EVENT_TYPE_DNS_ANSWER: _EventType.ValueType  # 46
-    """A DNS server answered a process."""
+    """A DNS server answered a process that asked."""
 
 class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """What happened. Numbers are reserved for ever once used."""
@@ -204,7 +206,7 @@ EVENT_TYPE_PERF_EVENT_OPEN: EventType.ValueType  # 38
 EVENT_TYPE_IO_PORTS: EventType.ValueType  # 39
 """A process got access to I/O ports (ioperm, iopl)."""
 EVENT_TYPE_SOCKET_LISTEN: EventType.ValueType  # 40
-"""A TCP socket began to listen."""
+"""A TCP socket began to listen, by whatever call."""
 EVENT_TYPE_SOCKET_BIND: EventType.ValueType  # 41
 """A socket got a local address of its process's choice (bind)."""
 EVENT_TYPE_RAW_SOCKET: EventType.ValueType  # 42
@@ -212,11 +214,13 @@ EVENT_TYPE_RAW_SOCKET: EventType.ValueType  # 42
 EVENT_TYPE_UNIX_CONNECT: EventType.ValueType  # 43
 """A process connected to a watched Unix socket."""
 EVENT_TYPE_UDP_FLOW: EventType.ValueType  # 44
-"""A UDP socket sent its first datagram to a destination."""
+"""A UDP socket sent its first datagram to a destination, or its first after
+60 s without one.
+"""
 EVENT_TYPE_DNS_QUERY: EventType.ValueType  # 45
-"""A process asked a DNS server."""
+"""A process asked a DNS server (port 53, UDP or TCP)."""
 EVENT_TYPE_DNS_ANSWER: EventType.ValueType  # 46
-"""A DNS server answered a process."""
+"""A DNS server answered a process that asked."""
 Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 class _EventFlag:
@@ -836,7 +840,7 @@ class Connection(_message.Message):
     destination_port: _builtins.int
     """Port of the other side."""
     duration_ns: _builtins.int
-    """From the connect or accept to this event."""
+    """From the connect or accept to this event; 0 for UDP."""
     sent_bytes: _builtins.int
     """Payload that this host's process sent; close only."""
     received_bytes: _builtins.int
@@ -1409,7 +1413,9 @@ class Socket(_message.Message):
     protocol: _builtins.int
     """IP protocol, or Ethernet protocol of a packet socket."""
     port: _builtins.int
-    """Local port; for a Unix socket 0."""
+    """Local port; 0 for a Unix socket, and for one that listens without having
+    been bound: the kernel has not chosen its port yet.
+    """
     backlog: _builtins.int
     """Connections that may wait (listen)."""
     socket_cookie: _builtins.int
@@ -1444,7 +1450,11 @@ Global___Socket: _TypeAlias = Socket  # noqa: Y015
 
 @_typing.final
 class Dns(_message.Message):
-    """A DNS message. `name` and `addresses` are read by the kernel; `message` is all of it."""
+    """A DNS message to or from port 53. `name` and `addresses` are read by the
+    kernel, as far as the message is in order; `message` is all of it. Over TCP
+    it is told when its length begins a segment, with what that segment holds of
+    it; of several messages in one packet the first is told.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

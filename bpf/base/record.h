@@ -165,6 +165,10 @@ static __always_inline void submit(struct scratch *s, u8 type, u64 length)
 	release(s);
 }
 
+/* Where a field behind the two processes may begin at most, and the mask that says so. */
+#define BODY_AT   12288
+#define BODY_MASK 16383
+
 /* A length of two bytes, also where one would do: it can be written after what it counts. */
 static __always_inline void put_length(u8 *to, u64 length)
 {
@@ -201,8 +205,9 @@ static __always_inline u64 close_body(struct scratch *s, u64 begin, u64 at, u16 
 	struct long_field *body;
 
 	BARRIER(begin);
-	if (begin > 8192 || at > RECORD_BYTES)
+	if (begin > BODY_AT || at > RECORD_BYTES)
 		return RECORD_BYTES + 1;
+	BOUND(begin, BODY_MASK);
 	body = (void *)(s->record + begin);
 	body->tag = tag;
 	put_length(body->length, at - begin - sizeof(*body));

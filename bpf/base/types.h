@@ -474,4 +474,14 @@ struct bpf_iter__task_file {
 /* Keeps the compiler from deriving a value anew: the verifier must see the one that was compared. */
 #define BARRIER(value) asm volatile("" : "+r"(value))
 
+/*
+ * Bounds a value that was compared before. Kernels before 6.7 forget what was compared when the
+ * compiler has a copy on the stack. `mask` is a power of two less one, not below what was compared.
+ */
+#define BOUND(value, mask)              \
+	do {                            \
+		BARRIER(value);         \
+		(value) &= (u64)(mask); \
+	} while (0)
+
 #endif

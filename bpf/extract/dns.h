@@ -46,8 +46,9 @@ __noinline u32 write_dns_name(u32 slot, u32 at, u32 length)
 	u64 offset = DNS_HEAD_BYTES, text = 0, label, to = at;
 
 	BARRIER(to);
-	if (!s || to > RECORD_BYTES - 1024)
+	if (!s || to > BODY_AT)
 		return 0;
+	BOUND(to, BODY_MASK);
 	for (int i = 0; i <= DNS_LABELS; i++) {
 		if (offset >= length)
 			return text;
@@ -58,7 +59,7 @@ __noinline u32 write_dns_name(u32 slot, u32 at, u32 length)
 		if (label & DNS_LABEL_BITS || offset + label > length ||
 		    text + label + 1 > DNS_TEXT_BYTES)
 			return text;
-		text &= 0xff;
+		BOUND(text, 0xff);
 		if (text)
 			s->record[to + text++] = '.';
 		bpf_probe_read_kernel(s->record + to + text, label & DNS_LABEL_MASK,
@@ -104,8 +105,9 @@ __noinline u32 write_dns_address(u32 slot, u32 at, u32 offset, u32 length)
 
 	offset = skip_dns_name(slot, offset, length);
 	BARRIER(to);
-	if (!s || to > RECORD_BYTES - 1024 || !offset || offset + DNS_RECORD_BYTES > length)
+	if (!s || to > BODY_AT || !offset || offset + DNS_RECORD_BYTES > length)
 		return 0;
+	BOUND(to, BODY_MASK);
 	type = dns_word(s, offset);
 	class = dns_word(s, offset + 2);
 	size = dns_word(s, offset + 8);

@@ -142,8 +142,9 @@ static __always_inline u64 append_packet_address(struct scratch *s, u64 at, u8 t
 	struct short_field *field;
 
 	BARRIER(at);
-	if (at > RECORD_BYTES - 64)
+	if (at > BODY_AT)
 		return RECORD_BYTES + 1;
+	BOUND(at, BODY_MASK);
 	field = (void *)(s->record + at);
 	if (!load_address(skb, packet, s->record + at + sizeof(*field), source))
 		return at;

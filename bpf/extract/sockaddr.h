@@ -14,9 +14,10 @@ struct inet_address {
 
 /* Path of a Unix socket; room for a NUL, and for a length that is masked. */
 #define UNIX_PATH_BYTES 108
+#define UNIX_PATH_MASK  127
 struct unix_path {
 	u64 length;
-	char bytes[128];
+	char bytes[UNIX_PATH_MASK + 1];
 };
 
 static __always_inline void read_local_address(struct inet_address *local, struct sock *sk)
@@ -76,6 +77,7 @@ static __always_inline void read_unix_path(struct unix_path *path, struct sock *
 	BARRIER(length);
 	if (!length || length > UNIX_PATH_BYTES + 1) /* a NUL follows a path */
 		return;
+	BOUND(length, UNIX_PATH_MASK);
 	bpf_probe_read_kernel(path->bytes, length,
 			      __builtin_preserve_access_index(&name->name[0].sun_path));
 	end_path(path, length);
@@ -89,6 +91,7 @@ static __always_inline void read_user_path(struct unix_path *path, u64 address, 
 	BARRIER(length);
 	if (!length || length > UNIX_PATH_BYTES)
 		return;
+	BOUND(length, UNIX_PATH_MASK);
 	if (!bpf_probe_read_user(path->bytes, length, (void *)(address + sizeof(u16))))
 		end_path(path, length);
 }
@@ -101,10 +104,12 @@ static __always_inline u64 append_unix_path(struct scratch *s, u64 at, u8 tag,
 
 	BARRIER(at);
 	BARRIER(length);
-	if (at > RECORD_BYTES - 256)
+	if (at > BODY_AT)
 		return RECORD_BYTES + 1;
 	if (!length || length > UNIX_PATH_BYTES)
 		return at;
+	BOUND(at, BODY_MASK);
+	BOUND(length, UNIX_PATH_MASK);
 	field = (void *)(s->record + at);
 	field->tag = tag;
 	put_length(field->length, length);
@@ -132,10 +137,10 @@ __noinline u32 begin_of_last_part(u32 slot)
 /* Reads the last part of the path, which ends with NUL, in the scratch's path area. */
 static __always_inline void last_part(struct watched_name *name, struct scratch *s)
 {
-	u32 begin = begin_of_last_part(s->slot);
+	u64 begin = begin_of_last_part(s->slot);
 
-	if (begin < UNIX_PATH_BYTES)
-		bpf_probe_read_kernel_str(name->bytes, sizeof(name->bytes), s->path + begin);
+	BOUND(begin, UNIX_PATH_MASK);
+	bpf_probe_read_kernel_str(name->bytes, sizeof(name->bytes), s->path + begin);
 }
 
 #endif

@@ -106,8 +106,9 @@ static __always_inline u64 append_address_bytes(struct scratch *s, u64 at, u8 ta
 	u8 *to;
 
 	BARRIER(at);
-	if (at > RECORD_BYTES - 64)
+	if (at > BODY_AT)
 		return RECORD_BYTES + 1;
+	BOUND(at, BODY_MASK);
 	field = (void *)(s->record + at);
 	to = s->record + at + sizeof(*field);
 	field->tag = tag;
@@ -141,8 +142,9 @@ static __always_inline u64 append_address(struct scratch *s, u64 at, u8 tag, str
 	u8 *to;
 
 	BARRIER(at);
-	if (at > RECORD_BYTES - 64)
+	if (at > BODY_AT)
 		return RECORD_BYTES + 1;
+	BOUND(at, BODY_MASK);
 	field = (void *)(s->record + at);
 	to = s->record + at + sizeof(*field);
 	field->tag = tag;

@@ -48,10 +48,11 @@ static __always_inline void tell_flow(struct __sk_buff *skb, struct packet *pack
 	at = append_owner(s, at, owner);
 	body = at;
 	BARRIER(at);
-	if (at > 8192) {
+	if (at > BODY_AT) {
 		submit(s, TOCSIN_EVENT_TYPE_UDP_FLOW, RECORD_BYTES + 1);
 		return;
 	}
+	BOUND(at, BODY_MASK);
 	put_connection((void *)(s->record + at + sizeof(struct long_field)), &facts);
 	at += sizeof(struct long_field) + sizeof(struct wire_connection);
 	at = append_packet_address(s, at, TOCSIN_TAG_CONNECTION_SOURCE_IP, skb, packet, true);

@@ -12,9 +12,10 @@
 #include "extract/packet.h"
 #include "store/connections.h"
 
-#define DNS_PORT       53
+#define DNS_PORT 53
+/* Not below the longest name and the addresses of all records. */
+#define DNS_FIELD_MASK 511
 #define UDP_HEAD_BYTES 8
-#define TCP_HEAD_BYTES 20
 /* Where in TCP's head its length stands, in words of four bytes, in the upper half. */
 #define TCP_LENGTH_AT 12
 
@@ -68,17 +69,19 @@ static __always_inline bool find_dns(struct __sk_buff *skb, struct packet *packe
 	return place->length >= DNS_HEAD_BYTES;
 }
 
-/* Reads the message into the path area; returns how much of it, 0 when it cannot be read. */
+/*
+ * Reads the message, which has a whole head, into the path area; returns how much of it, 0 when it
+ * cannot be read.
+ */
 static __always_inline u64 load_dns(struct scratch *s, struct __sk_buff *skb,
 				    struct dns_place *place)
 {
 	u64 length = place->length > DNS_BYTES ? DNS_BYTES : place->length;
 
-	BARRIER(length);
-	if (length < DNS_HEAD_BYTES || length > DNS_BYTES ||
-	    bpf_skb_load_bytes(skb, place->offset, s->path, length))
-		return 0;
-	return length;
+	length -= DNS_HEAD_BYTES; /* so that what is left of it may be nothing */
+	BOUND(length, DNS_MASK);
+	length += DNS_HEAD_BYTES;
+	return bpf_skb_load_bytes(skb, place->offset, s->path, length) ? 0 : length;
 }
 
 /* Ends a field with a tag of one byte whose bytes were written; one without bytes is left out. */
@@ -88,10 +91,12 @@ static __always_inline u64 end_field(struct scratch *s, u64 at, u8 tag, u64 leng
 
 	BARRIER(at);
 	BARRIER(length);
-	if (at > RECORD_BYTES - 1024)
+	if (at > BODY_AT)
 		return RECORD_BYTES + 1;
-	if (!length || length > 511)
+	if (!length || length > DNS_FIELD_MASK)
 		return at;
+	BOUND(at, BODY_MASK);
+	BOUND(length, DNS_FIELD_MASK);
 	field = (void *)(s->record + at);
 	field->tag = tag;
 	put_length(field->length, length);
@@ -104,8 +109,10 @@ static __always_inline u64 append_message(struct scratch *s, u64 at, u64 length)
 
 	BARRIER(at);
 	BARRIER(length);
-	if (at > RECORD_BYTES - 2048 || length > DNS_BYTES)
+	if (at > BODY_AT || length > DNS_BYTES)
 		return RECORD_BYTES + 1;
+	BOUND(at, BODY_MASK);
+	BOUND(length, DNS_MASK);
 	field = (void *)(s->record + at);
 	field->tag = TOCSIN_TAG_DNS_MESSAGE;
 	put_length(field->length, length);
@@ -140,8 +147,9 @@ static __always_inline u64 append_dns(struct scratch *s, u64 at, struct __sk_buf
 	struct wire_dns *w;
 
 	BARRIER(at);
-	if (at > 8192)
+	if (at > BODY_AT)
 		return RECORD_BYTES + 1;
+	BOUND(at, BODY_MASK);
 	w = (void *)(s->record + at);
 	put_dns(w, s, packet, place, cookie, answer);
 	at += sizeof(*w);

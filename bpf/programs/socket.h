@@ -60,10 +60,11 @@ static __always_inline void tell_socket(u8 type, struct socket_facts *facts)
 	at = append_current(s, at);
 	body = at;
 	BARRIER(at);
-	if (at > 8192) {
+	if (at > BODY_AT) {
 		submit(s, type, RECORD_BYTES + 1);
 		return;
 	}
+	BOUND(at, BODY_MASK);
 	put_socket((void *)(s->record + at + sizeof(struct long_field)), facts);
 	at += sizeof(struct long_field) + sizeof(struct wire_socket);
 	if (is_inet(facts->local.family) && type != TOCSIN_EVENT_TYPE_RAW_SOCKET)

@@ -54,8 +54,9 @@ static __always_inline u64 append_tcp(struct scratch *s, u64 at, struct sock *sk
 	struct wire_connection *w;
 
 	BARRIER(at);
-	if (at > RECORD_BYTES - 512)
+	if (at > BODY_AT)
 		return RECORD_BYTES + 1;
+	BOUND(at, BODY_MASK);
 	w = (void *)(s->record + at + sizeof(*body));
 	put_connection(w, &fixed);
 	if (facts->type == TOCSIN_EVENT_TYPE_TCP_CLOSE) {
@@ -66,8 +67,9 @@ static __always_inline u64 append_tcp(struct scratch *s, u64 at, struct sock *sk
 	at = append_address(s, at, TOCSIN_TAG_CONNECTION_SOURCE_IP, sk, ipv6, outbound);
 	at = append_address(s, at, TOCSIN_TAG_CONNECTION_DESTINATION_IP, sk, ipv6, !outbound);
 	BARRIER(begin);
-	if (begin > RECORD_BYTES - 512)
+	if (begin > BODY_AT)
 		return RECORD_BYTES + 1;
+	BOUND(begin, BODY_MASK);
 	body = (void *)(s->record + begin);
 	body->tag = tcp_tag(facts->type);
 	put_length(body->length, at - begin - sizeof(*body));
@@ -252,10 +254,11 @@ static __always_inline void tell_failed_connect(struct sock *sk, struct call *ca
 	at = append_current(s, at);
 	begun = at;
 	BARRIER(at);
-	if (at > 8192) {
+	if (at > BODY_AT) {
 		submit(s, TOCSIN_EVENT_TYPE_TCP_CONNECT, RECORD_BYTES + 1);
 		return;
 	}
+	BOUND(at, BODY_MASK);
 	put_connection((void *)(s->record + at + sizeof(*body)), &facts);
 	at += sizeof(*body) + sizeof(struct wire_connection);
 	at = append_address(s, at, TOCSIN_TAG_CONNECTION_SOURCE_IP, sk,
@@ -263,10 +266,11 @@ static __always_inline void tell_failed_connect(struct sock *sk, struct call *ca
 	at = append_address_bytes(s, at, TOCSIN_TAG_CONNECTION_DESTINATION_IP, peer.family,
 				  peer.bytes);
 	BARRIER(begun);
-	if (begun > 8192) {
+	if (begun > BODY_AT) {
 		submit(s, TOCSIN_EVENT_TYPE_TCP_CONNECT, RECORD_BYTES + 1);
 		return;
 	}
+	BOUND(begun, BODY_MASK);
 	body = (void *)(s->record + begun);
 	body->tag = TOCSIN_TAG_EVENT_TCP_CONNECT;
 	put_length(body->length, at - begun - sizeof(*body));

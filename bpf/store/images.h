@@ -123,6 +123,9 @@ static __always_inline u64 append_probed(struct scratch *s, u64 at, u8 tag, u32 
 	return at;
 }
 
+#define KEPT_MASK 255
+_Static_assert(sizeof(((struct task_bytes *)0)->bytes) <= KEPT_MASK, "a kept task fits its mask");
+
 /* The same from bytes that were kept. */
 static __always_inline u64 append_kept(struct scratch *s, u64 at, u8 tag, u32 missing,
 				       struct task_bytes *kept)
@@ -131,15 +134,18 @@ static __always_inline u64 append_kept(struct scratch *s, u64 at, u8 tag, u32 mi
 
 	BARRIER(at);
 	BARRIER(length);
-	if (at > RECORD_BYTES - IMAGE_BYTES - ANCESTORS_BYTES - 512 || length > sizeof(kept->bytes))
+	if (at > BODY_AT || length > sizeof(kept->bytes))
 		return RECORD_BYTES + 1;
+	BOUND(at, BODY_MASK);
+	BOUND(length, KEPT_MASK);
 	bpf_probe_read_kernel(s->record + at + sizeof(struct short_field), length, kept->bytes);
 	at += sizeof(struct short_field) + length;
 	at = put_image(s->slot, at, kept->pid, kept->start_boottime_ns,
 		       kept->kernel_thread ? 0 : missing);
 	BARRIER(begin);
-	if (begin > 16384)
+	if (begin > BODY_AT)
 		return RECORD_BYTES + 1;
+	BOUND(begin, BODY_MASK);
 	s->record[begin] = tag;
 	put_length(s->record + begin + 1, at - begin - sizeof(struct short_field));
 	return at;

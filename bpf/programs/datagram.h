@@ -72,7 +72,10 @@ static __always_inline void see_datagram(struct __sk_buff *skb, struct packet *p
 		return;
 	s = claim();
 	if (!s) {
-		COUNT_LOST(TOCSIN_EVENT_TYPE_UDP_FLOW, lost_scratch_busy);
+		if (begins)
+			COUNT_LOST(TOCSIN_EVENT_TYPE_UDP_FLOW, lost_scratch_busy);
+		if (asks)
+			COUNT_LOST(TOCSIN_EVENT_TYPE_DNS_QUERY, lost_scratch_busy);
 		return;
 	}
 	owner = owner_of_sender(s, cookie);

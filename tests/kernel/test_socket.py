@@ -15,23 +15,16 @@ import pytest
 
 from kernel import oracle  # type: ignore[import-not-found]
 from kernel.acting import Acts, fork_and  # type: ignore[import-not-found]
+from kernel.network import LIBC, cookie  # type: ignore[import-not-found]
 from kernel.sensing import ACCEPT, BODY, CLOSE, CONNECT, Sensor  # type: ignore[import-not-found]
 from tocsin.api.event.v1 import event_pb2
 from tocsin.config import FilterConfig, SensorConfig
 
-SO_COOKIE = 57
 NOBODY = 65534
 LISTEN, BIND = event_pb2.EVENT_TYPE_SOCKET_LISTEN, event_pb2.EVENT_TYPE_SOCKET_BIND
 RAW, UNIX = event_pb2.EVENT_TYPE_RAW_SOCKET, event_pb2.EVENT_TYPE_UNIX_CONNECT
 LOOPBACK = socket.inet_aton("127.0.0.1")
 ETH_P_ARP = 0x0806
-LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def cookie(sock: socket.socket) -> int:
-    """The kernel's own number of a socket, which it makes when it is asked."""
-    found: int = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))[0]
-    return found
 
 
 def facts(event: event_pb2.Event) -> dict[str, int | bytes]:

@@ -15,6 +15,7 @@ import pytest
 
 from kernel import oracle  # type: ignore[import-not-found]
 from kernel.acting import Acts, fork_and  # type: ignore[import-not-found]
+from kernel.network import cookie  # type: ignore[import-not-found]
 from kernel.sensing import (  # type: ignore[import-not-found]
     ACCEPT,
     CLOSE,
@@ -27,16 +28,9 @@ from kernel.sensing import (  # type: ignore[import-not-found]
 )
 from tocsin.api.event.v1 import event_pb2
 
-SO_COOKIE = 57
 OUTBOUND, INBOUND = event_pb2.DIRECTION_OUTBOUND, event_pb2.DIRECTION_INBOUND
 ESTABLISHED, FAILED = event_pb2.CONNECT_OUTCOME_ESTABLISHED, event_pb2.CONNECT_OUTCOME_FAILED
 ABANDONED = event_pb2.CONNECT_OUTCOME_ABANDONED
-
-
-def cookie(sock: socket.socket) -> int:
-    """The kernel's own number of a socket."""
-    found: int = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))[0]
-    return found
 
 
 def endpoint(address: "tuple[str, int] | tuple[str, int, int, int]") -> tuple[bytes, int]:

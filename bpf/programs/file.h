@@ -93,26 +93,33 @@ static __always_inline u32 verdict_of_name(const void *from, u32 size)
 	return verdict ? *verdict : 0;
 }
 
-/* Where the name that ends at `end` in the record begins; 0: it is too long to be watched. */
+/* Where the name that ends at `end` in the record begins; NO_NAME: it is too long to be watched. */
+#define NO_NAME ((u64)RECORD_BYTES)
 __noinline u64 begin_of_name(u64 end, u32 slot)
 {
 	struct scratch *s = scratch_of(slot);
 
 	if (!s || end < NAME_SEARCH || end > RECORD_BYTES)
-		return 0;
+		return NO_NAME;
 	for (u64 i = 1; i < NAME_SEARCH; i++)
 		if (s->record[end - i] == '/')
 			return end - i + 1;
-	return 0;
+	return NO_NAME;
 }
 
-static __always_inline u32 verdict_of_text(struct scratch *s, u64 begin, u64 end)
+/* Global, so that nothing is spilled between a check and its use: verifiers before 6.8 lose it there. */
+__noinline u32 verdict_of_text(u64 begin, u64 end, u32 slot)
 {
+	struct scratch *s = scratch_of(slot);
 	u64 size = end - begin + 1;
 
-	BARRIER(begin);
+	if (!s)
+		return 0;
 	BARRIER(size);
-	if (!begin || begin > RECORD_BYTES - WATCHED_NAME_BYTES || size > WATCHED_NAME_BYTES)
+	if (size > WATCHED_NAME_BYTES)
+		return 0;
+	BARRIER(begin);
+	if (begin > RECORD_BYTES - WATCHED_NAME_BYTES)
 		return 0;
 	return verdict_of_name(s->record + begin, size);
 }
@@ -122,10 +129,10 @@ static __always_inline u32 verdict_of_last_names(struct scratch *s, u64 end)
 {
 	u64 name = begin_of_name(end, s->slot), directory;
 
-	if (!name)
+	if (name >= NO_NAME)
 		return 0;
 	directory = begin_of_name(name - 1, s->slot);
-	return verdict_of_text(s, name, end) | verdict_of_text(s, directory, name - 1);
+	return verdict_of_text(name, end, s->slot) | verdict_of_text(directory, name - 1, s->slot);
 }
 
 /* Whether a file that is read may be watched: by its own name and its directory's. */

@@ -44,7 +44,7 @@ C_FORMATTED = $(shell find bpf -path bpf/wire -prune -o -name '*.[ch]' -print) $
 
 # ---- the targets that people use ----------------------------------------------------------------
 
-.PHONY: help setup run test lint native bpf build proto bench kernels clean
+.PHONY: help setup run test lint native bpf build proto bench storms soak kernels clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
@@ -70,8 +70,14 @@ build: native bpf $(RELEASE) ## all that the package carries: native, bpf, the s
 proto: setup ## all that is generated from proto/
 	@$(PYTHON) proto/generate.py
 
-bench: build ## measurements; ARGS
+bench: build ## measurements beside auditd; ARGS='--write' puts them into docs/BENCH.md
 	@$(PYTHON) bench/run.py $(ARGS)
+
+storms: build ## 50 000 execs, unlinks and connects: is each received, or counted as lost? ARGS
+	@$(PYTHON) bench/run.py storms $(ARGS)
+
+soak: build ## SOAK_MINUTES=30 of churn: does memory grow? ARGS
+	@$(PYTHON) bench/run.py soak $(ARGS)
 
 kernels: build ## the kernel tests on Debian's kernels, in virtual machines; writes docs/KERNELS.md; ARGS
 	@PYTHONPATH=tests $(PYTHON) -m guests.matrix $(ARGS)

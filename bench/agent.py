@@ -17,7 +17,7 @@ from bench.timing import Cpu, cpu_of
 from tocsin.api.control.v1 import control_service_pb2 as control
 from tocsin.api.event.v1 import batch_pb2
 from tocsin.cli.agent import connected
-from tocsin.config import Config, SensorConfig
+from tocsin.config import Config, FilterConfig, SensorConfig
 from tocsin.errors import TocsinError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,8 +32,11 @@ SOURCES: Final = {
 class AgentUnderTest:
     """A context: leaving it ends the agent."""
 
-    def __init__(self, cpus: Iterable[int] = ()) -> None:
-        """`cpus`: where it may run; none: anywhere. Raises LeftOutError when it gives no live events."""
+    def __init__(self, cpus: Iterable[int] = (), events: tuple[str, ...] = FilterConfig().events) -> None:
+        """`cpus`: where it may run; none: anywhere. `events`: what is wanted, as in `sensor.filters.events`.
+
+        Raises LeftOutError when it gives no live events.
+        """
         if os.geteuid() != 0:
             raise LeftOutError("it needs root, for the agent's eBPF programs: run `sudo make bench`")
         self._folder = tempfile.TemporaryDirectory(prefix="tocsin-bench-")
@@ -44,7 +47,7 @@ class AgentUnderTest:
             runtime_dir=f"{folder}/run",
             state_dir=f"{folder}/state",
             release=str(STARTER),
-            sensor=SensorConfig(source="core"),
+            sensor=SensorConfig(source="core", filters=FilterConfig(events=events)),
         )
         self._log = (folder / "log").open("wb+")
         # Its own monitor, as a service would run it: `tocsin run` would be one more subscriber.
@@ -84,8 +87,15 @@ class AgentUnderTest:
             return running.status()
 
     def cpu(self) -> dict[str, Cpu]:
-        """What each process took so far."""
-        return {role: cpu_of(pid) for role, pid in self.pids.items()}
+        """What each process took so far. Raises LeftOutError when one of them has ended."""
+        try:
+            return {role: cpu_of(pid) for role, pid in self.pids.items()}
+        except OSError as error:
+            raise LeftOutError(f"a process of the agent ended meanwhile: {self._last_words()}") from error
+
+    def cpu_seconds(self) -> float:
+        """What all of them took so far."""
+        return sum(cpu.seconds for cpu in self.cpu().values())
 
     def ring_id(self) -> int:
         """The id of its ring buffer's map."""
@@ -128,5 +138,7 @@ class AgentUnderTest:
         raise LeftOutError(f"the agent gives no live events: {reason}: {self._last_words()}")
 
     def _last_words(self) -> str:
+        """Without what the courier says of each caller."""
         self._log.seek(0)
-        return self._log.read().decode(errors="replace").strip()[-600:] or "it said nothing"
+        said = [line for line in self._log.read().decode(errors="replace").splitlines() if "role=operator" not in line]
+        return "\n".join(said)[-600:] or "it said nothing"

@@ -15,6 +15,22 @@ RING_BUFFER: Final = 27
 """BPF_MAP_TYPE_RINGBUF."""
 
 
+TABLES: Final = {1, 9, 11}
+"""BPF_MAP_TYPE_HASH, LRU_HASH and LPM_TRIE: entries come and go, and can be listed."""
+
+
+class MapInfo(ctypes.Structure):
+    """The beginning of struct bpf_map_info."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("key_size", ctypes.c_uint32),
+        ("value_size", ctypes.c_uint32),
+        ("max_entries", ctypes.c_uint32),
+    )
+
+
 class TestRun(ctypes.Structure):
     """struct bpf_test_run_opts."""
 
@@ -51,6 +67,8 @@ def library() -> ctypes.CDLL:
         getattr(lib, name).argtypes = [pointer]
     lib.bpf_map_update_elem.argtypes = [ctypes.c_int, pointer, pointer, ctypes.c_uint64]
     lib.bpf_prog_test_run_opts.argtypes = [ctypes.c_int, pointer]
+    lib.bpf_map_get_next_key.argtypes = [ctypes.c_int, pointer, pointer]
+    lib.bpf_obj_get_info_by_fd.argtypes = [ctypes.c_int, pointer, pointer]
     lib.bpf_map_get_fd_by_id.argtypes = [ctypes.c_uint32]
     return lib
 
@@ -102,6 +120,27 @@ class Object:
 def map_fd(map_id: int) -> int:
     """A descriptor of a map of the kernel; the caller closes it."""
     return checked(library().bpf_map_get_fd_by_id(map_id), f"map {map_id}")
+
+
+def entries(map_id: int) -> int | None:
+    """Entries of a hash table or trie; None for other maps, whose entries are not made and removed."""
+    lib = library()
+    fd = map_fd(map_id)
+    try:
+        info = MapInfo()
+        size = ctypes.c_uint32(ctypes.sizeof(info))
+        checked(lib.bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)), f"map {map_id}")
+        if info.type not in TABLES:
+            return None
+        key = ctypes.create_string_buffer(info.key_size)
+        count = 0
+        before = None
+        while count < info.max_entries and lib.bpf_map_get_next_key(fd, before, key) == 0:
+            before = key
+            count += 1
+        return count
+    finally:
+        os.close(fd)
 
 
 def enable_run_time_statistics() -> int:

@@ -16,7 +16,7 @@ from tocsin.errors import ConfigError
 
 # Users of their own where the package has made none: numbers from the end of
 # systemd's range for dynamic users, which no distribution hands out otherwise.
-FALLBACK_UID: Final = {"tocsin-evaluator": 65490, "tocsin-courier": 65491}
+FALLBACK_UID: Final = {"tocsin-evaluator": 65490, "tocsin-courier": 65491, "tocsin-enricher": 65492}
 
 
 SOURCES: Final = ("auto", "core", "netlink", "replay")
@@ -90,6 +90,8 @@ class SensorConfig:
     """Recorded batches to show in place of live ones; empty: the packaged recording."""
     start_at_uptime_s: float = 0.0
     """The sensor is started when the host has been up for so long: eBPF stays out of the boot."""
+    enrich: bool = True
+    """Source core: whether executables are hashed and containers looked up, in a process of their own."""
     filters: FilterConfig = field(default_factory=FilterConfig)
 
 

@@ -185,6 +185,26 @@ struct inode {
 	void *i_private;
 };
 
+struct timespec64 {
+	long long tv_sec;
+	long tv_nsec;
+};
+
+/* The time of a file's last change: in two numbers since 6.11, in one struct before, which has
+ * underscores since 6.7. */
+struct inode___numbers {
+	long long i_mtime_sec;
+	u32 i_mtime_nsec;
+};
+
+struct inode___underscores {
+	struct timespec64 __i_mtime;
+};
+
+struct inode___plain {
+	struct timespec64 i_mtime;
+};
+
 struct dentry {
 	struct dentry *d_parent;
 	struct qstr d_name;

@@ -163,6 +163,31 @@ struct settings {
 	u32 limit[EVENT_TYPES];
 	/* Bytes waiting in the ring above which a type is held back; 0: never. */
 	u32 ring_limit[EVENT_TYPES];
+	/* Whom sightings are for; another number: somebody who has seen none. 0: nobody. */
+	u32 sightings_for;
+	u32 padding;
+};
+
+/* What makes an executable another one: its place, and its content as far as can be told. */
+struct sighted_file {
+	u64 inode;
+	u64 size;
+	u64 mtime_ns;
+	u32 dev;
+	u32 padding;
+};
+
+/* An executable or a control group that was not seen before; agent/tocsin/enrich/sightings.py. */
+struct sighting {
+	/* That of an event's first field: the ring's reader leaves out other records. */
+	u8 tag;
+	u8 padding;
+	u16 path_length;
+	u32 pid;
+	u64 cgroup_id;
+	/* inode is 0 when only the control group is new. */
+	struct sighted_file file;
+	u8 path[];
 };
 
 /* What has been let through in this second. */
@@ -202,6 +227,9 @@ struct watched_name {
 	u8 bytes[WATCHED_NAME_BYTES];
 };
 
+#define MAX_SIGHTED_FILES  16384
+#define MAX_SIGHTED_GROUPS 8192
+
 #define MAX_EXCLUDED      1024
 #define MAX_PATH_PREFIXES 1024
 #define MAX_WATCHED_NAMES 1024
@@ -217,6 +245,26 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 24);
 } events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} sightings SEC(".maps");
+
+/* What has been sighted, and for whom. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_SIGHTED_FILES);
+	__type(key, struct sighted_file);
+	__type(value, u32);
+} sighted_files SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_SIGHTED_GROUPS);
+	__type(key, u64);
+	__type(value, u32);
+} sighted_groups SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

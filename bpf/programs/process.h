@@ -5,6 +5,7 @@
 
 #include "extract/file.h"
 #include "programs/credentials.h"
+#include "programs/sighting.h"
 
 #define S_ISUID 04000
 #define S_ISGID 02000
@@ -121,6 +122,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int caller_tid, struct linux_bin
 		return 0;
 	}
 	store_image(s, &layout, task);
+	sight(s->slot, layout.exe + sizeof(struct long_field), layout.exe_end);
 	image = find_image(task->tgid, task->group_leader->start_boottime);
 	if (image)
 		at = append_ancestors(s, at, image);

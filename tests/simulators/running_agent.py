@@ -49,7 +49,7 @@ class Agent(Running):  # type: ignore[misc]
     def settled(self) -> control.GetStatusResponse | None:
         """The state once every process runs; None before."""
         status = self.status()
-        whole = len(status.processes) == 4 and all(p.pid for p in status.processes) and status.release_digest
+        whole = len(status.processes) >= 4 and all(p.pid for p in status.processes) and status.release_digest
         return status if whole and "being started" not in status.health_reason else None
 
     def pid(self, role: int) -> int:

@@ -62,7 +62,7 @@ def test_the_self_test_act_is_detected(source: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
         assert done.returncode == 0, done.stderr
         shown = objects(done.stdout)
-        assert all(len(each) == 1 and set(each) <= {"event", "detection", "loss"} for each in shown)
+        assert all(len(each) == 1 and set(each) <= {"event", "detection", "context", "loss"} for each in shown)
         assert SELF_TEST in {each["detection"]["rule_id"] for each in shown if "detection" in each}
         assert not Path(f"{name}/run/tocsin.sock").exists()
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tocsin.api.event.v1 import batch_pb2
+from tocsin.enrich.contexts import MAX_PAYLOAD_BYTES, Enricher, Loop, payloads
 from tocsin.enrich.hashes import Hasher
 from tocsin.enrich.sightings import RECORD, TAG
-from tocsin.processes.enricher import MAX_PAYLOAD_BYTES, Enricher, Loop, payloads
 from tocsin.records.framing import event_field
 
 ID = "0123456789abcdef" * 4

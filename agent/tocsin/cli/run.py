@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (TOML); default: built in")
     parser.add_argument("--for", dest="seconds", type=duration, metavar="SECONDS", help="end after so long")
-    shared.add_json(parser, 'one JSON object a line: {"event": …}, {"detection": …} or {"loss": …}')
+    shared.add_json(parser, 'one JSON object a line: {"event": …}, {"detection": …}, {"context": …} or {"loss": …}')
     parser.add_argument("--source", choices=configuration.SOURCES, help="where events come from; default: auto")
     parser.add_argument("--runtime-dir", metavar="DIR", help="for the socket and the lock")
     parser.add_argument("--state-dir", metavar="DIR", help="for the active release")

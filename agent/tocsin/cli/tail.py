@@ -18,7 +18,7 @@ from tocsin.records import show
 def configure(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
     shared.add_agent(parser)
-    shared.add_json(parser, 'one JSON object a line: {"event": …}, {"detection": …} or {"loss": …}')
+    shared.add_json(parser, 'one JSON object a line: {"event": …}, {"detection": …}, {"context": …} or {"loss": …}')
     parser.add_argument("--events", action="store_true", help="only events (default: events and detections)")
     parser.add_argument("--detections", action="store_true", help="only detections")
     shared.add_event_filter(parser)
@@ -106,6 +106,8 @@ class Lines:
         users = self._users.of(part)
         offset_ns = part.batch.header.realtime_offset_ns
         yield from ({"event": show.event_json(event, offset_ns, users)} for event in part.batch.events)
+        yield from ({"context": show.executable_json(each)} for each in part.batch.header.executables)
+        yield from ({"context": show.container_json(each)} for each in part.batch.header.containers)
         yield from ({"detection": show.detection_json(detection)} for detection in part.detections.detections)
         losses = [*part.detections.losses, *([part.loss] if part.HasField("loss") else [])]
         yield from ({"loss": show.loss_json(loss)} for loss in losses)

@@ -41,6 +41,8 @@ class ContainerRef:
     """Of Kubernetes, where the path has it."""
 
 
+HIERARCHIES: Final = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
+"""Where the unified hierarchy is mounted, below the root: alone, or beside those of v1."""
 MAX_PATH_BYTES: Final = 4096
 MAX_GROUPS: Final = 20_000
 """That are looked at in search of one."""

@@ -22,6 +22,7 @@ from typing import Final
 
 from tocsin.enrich.hashes import FileKey, Request
 from tocsin.errors import WireError
+from tocsin.records.framing import read_varint
 
 RECORD: Final = struct.Struct("<BxHIQQQqI4x")
 TAG: Final = 9
@@ -53,16 +54,9 @@ def records(body: bytes) -> Iterator[bytes]:
     """The records of what `Ring.drain` gives, which puts a tag and a length before each. Raises WireError."""
     at = 0
     while at < len(body):
-        tag, length, shift = body[at], 0, 0
-        while True:
-            at += 1
-            if at >= len(body) or shift > 28 or tag != FRAME_TAG:
-                raise WireError(f"got no record at byte {at} of {len(body)}")
-            length |= (body[at] & 0x7F) << shift
-            shift += 7
-            if not body[at] & 0x80:
-                break
-        at += 1
+        if body[at] != FRAME_TAG:
+            raise WireError(f"got no record at byte {at} of {len(body)}")
+        length, at = read_varint(body, at + 1)
         if at + length > len(body):
             raise WireError(f"got {len(body) - at} bytes of a record of {length}")
         yield body[at : at + length]

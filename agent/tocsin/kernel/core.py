@@ -7,6 +7,7 @@ pinned: when the agent is gone, so are its programs.
 """
 
 import logging
+import mmap
 import os
 import platform
 import struct
@@ -39,13 +40,15 @@ CAP_PERFMON: Final = 38
 CAP_BPF: Final = 39
 CAP_SYS_ADMIN: Final = 21
 
-_MAPS: Final = ("events", "counters", "drained", "acts")
+_MAPS: Final = ("events", "counters", "drained", "sightings", "settings", "acts")
 """What a resumed source needs; `acts` loses its programs when nobody holds it."""
 _ITERATORS: Final = ("seed_images", "seed_connections")
 _PROCESSES: Final = ("on_exec", "on_fork", "on_exit", "on_free")
 """Always attached: what they keep, the others use."""
 _COUNTERS: Final = struct.Struct(f"<Q{EVENT_TYPES * 5}QQQ")
 """struct counters of bpf/maps/maps.h."""
+_OF_ENRICHMENT: Final = {"sightings": mmap.PAGESIZE, "sighted_files": 1, "sighted_groups": 1}
+"""Maps that stay empty without it, and how small they can be."""
 MAX_ANCESTOR_PASSES: Final = 16
 _U32: Final = struct.Struct("<I")
 _DRAINED: Final = struct.Struct("<QQ")
@@ -72,6 +75,9 @@ def open_core(config: SensorConfig, kept_fds: list[int], own_pid: int = 0) -> "C
     check_requirements()
     loaded = libbpf.BpfObject(read_object(OBJECT), OBJECT)
     loaded.resize("events", config.ring_bytes)
+    if not config.enrich:
+        for name, least in _OF_ENRICHMENT.items():
+            loaded.resize(name, least)
     try:
         source = CoreSource(_start(loaded, config, types, own_pid), loaded)
         prove(source, types)
@@ -170,7 +176,7 @@ class CoreSource:
             raise KernelError(f"got {len(fds)} descriptors to resume from: not a handover of this version")
         self._fds = fds
         self._loaded = loaded
-        self._ring_fd, self._counters_fd, self._drained_fd, _ = fds[: len(_MAPS)]
+        self._ring_fd, self._counters_fd, self._drained_fd, self._sightings_fd, self._settings_fd, _ = fds[: len(_MAPS)]
         self._images_link, self._connections_link = fds[len(_MAPS) : len(_MAPS) + len(_ITERATORS)]
         self._ring = Ring(self._ring_fd, libbpf.max_entries(self._ring_fd))
         self._position, self._events = _DRAINED.unpack(libbpf.lookup(self._drained_fd, _DRAINED.size)[0])
@@ -227,6 +233,12 @@ class CoreSource:
         libbpf.run_iterator(self._connections_link)
         libbpf.run_iterator(self._connections_link)
         return seeded
+
+    def sightings(self) -> tuple[int, int]:
+        """See EventSource."""
+        settings = libbpf.lookup(self._settings_fd, filters.SETTINGS_BYTES)[0]
+        libbpf.update(self._settings_fd, filters.for_somebody_new(settings))
+        return self._sightings_fd, libbpf.max_entries(self._sightings_fd)
 
     def handover(self) -> list[int]:
         """See EventSource."""

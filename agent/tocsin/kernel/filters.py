@@ -22,7 +22,10 @@ COMM_BYTES: Final = 16
 PREFIX_BYTES: Final = 128
 FILTER_UIDS, FILTER_COMMS, FILTER_CGROUPS, FILTER_PATHS = 1, 2, 4, 8
 IGNORE, WATCH, ASK_PATH, SOCKET = 1, 2, 4, 8
-_SETTINGS: Final = struct.Struct(f"<QQII{EVENT_TYPES}I{EVENT_TYPES}I")
+_SETTINGS: Final = struct.Struct(f"<QQII{EVENT_TYPES}I{EVENT_TYPES}I8x")
+SETTINGS_BYTES: Final = _SETTINGS.size
+_SIGHTINGS_FOR: Final = struct.Struct("<I4x")
+"""The last members."""
 
 
 def _types(*names: str) -> frozenset[int]:
@@ -109,6 +112,13 @@ def settings(config: FilterConfig, types: Collection[int], own_pid: int, ring_by
     )
     quiet = frozenset() if config.own_events else QUIET_OWN
     return _SETTINGS.pack(_mask(types), _mask(quiet), own_pid, filters, *limits, *ring_limits)
+
+
+def for_somebody_new(settings: bytes) -> bytes:
+    """A struct settings that asks for sightings for somebody who has seen none yet."""
+    fixed, last = settings[: -_SIGHTINGS_FOR.size], settings[-_SIGHTINGS_FOR.size :]
+    (former,) = _SIGHTINGS_FOR.unpack(last)
+    return fixed + _SIGHTINGS_FOR.pack(former % 0xFFFFFFFF + 1)
 
 
 def _mask(types: Collection[int]) -> int:

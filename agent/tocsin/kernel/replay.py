@@ -105,6 +105,9 @@ class ReplaySource:
         """See EventSource; recorded events know their processes."""
         return 0
 
+    def sightings(self) -> None:
+        """See EventSource; there are none."""
+
     def handover(self) -> list[int]:
         """See EventSource; there is nothing to hand over."""
         return []

@@ -55,6 +55,12 @@ class EventSource(Protocol):
     def seed(self) -> int:
         """Makes running processes and open connections known; returns how many processes."""
 
+    def sightings(self) -> tuple[int, int] | None:
+        """A ring of executables and control groups that somebody new has not seen: descriptor (borrowed), bytes.
+
+        None: this source does not see them.
+        """
+
     def handover(self) -> list[int]:
         """Descriptors that keep the source alive when this process dies; borrowed, not to be closed."""
 

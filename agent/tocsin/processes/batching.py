@@ -8,6 +8,7 @@ from typing import Final
 
 from tocsin.api.event.v1 import batch_pb2, event_pb2
 from tocsin.enrich.users import Groups, Users
+from tocsin.errors import WireError
 from tocsin.kernel.source import Drained, EventSource, SourceCounters
 from tocsin.processes.healing import Healer
 from tocsin.processes.outlet import Queued
@@ -18,7 +19,29 @@ from tocsin.records.field_table import SCHEMA_DIGEST
 MACHINE_ID: Final = Path("/etc/machine-id")
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 REFRESH_S: Final = 1.0
+_CONTEXT_TAGS: Final = frozenset(
+    number << 3 | 2
+    for number in (batch_pb2.BatchHeader.EXECUTABLES_FIELD_NUMBER, batch_pb2.BatchHeader.CONTAINERS_FIELD_NUMBER)
+)
 NOTHING_TOLD: Final = SourceCounters(())
+
+
+def tells_context(payload: bytes) -> bool:
+    """Whether these are fields of a BatchHeader that tell of executables and containers, and no others.
+
+    They are not read: whoever made them has seen what strangers wrote.
+    """
+    at = 0
+    try:
+        while at < len(payload):
+            tag, at = framing.read_varint(payload, at)
+            size_bytes, at = framing.read_varint(payload, at)
+            if tag not in _CONTEXT_TAGS:
+                return False
+            at += size_bytes
+    except WireError:
+        return False
+    return at == len(payload)
 
 
 class Losses:
@@ -77,8 +100,8 @@ class Batcher:
         """Users and groups stand in the next batch: somebody new listens."""
         self._names_due = True
 
-    def make(self, drained: Drained) -> Queued:
-        """The batch that is due."""
+    def make(self, drained: Drained, context: bytes = b"") -> Queued:
+        """The batch that is due. `context`: fields of a BatchHeader, which become part of this one's."""
         now_s = time.monotonic()
         if now_s - self._refreshed_s >= REFRESH_S:
             self._refreshed_s = now_s
@@ -106,7 +129,7 @@ class Batcher:
             heals=self._healer.heals,
         )
         self._names_due = False
-        payload = b"".join((drained.body, *losses, framing.header_field(header.SerializeToString())))
+        payload = b"".join((drained.body, *losses, framing.header_field(header.SerializeToString() + context)))
         return Queued(drained.start, drained.end, drained.count, payload, self.losses.told)
 
 

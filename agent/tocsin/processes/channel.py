@@ -55,6 +55,10 @@ class Kind(IntEnum):
     LOAD = 40  # courier -> monitor: one fd (sealed memfd) with a compiled release; a = ticket
     LOAD_RESULT = 41  # monitor -> courier: a = ticket, code = 0 accepted, 1 refused, 2 busy; digest; payload = Refusal
     STATE = 42  # monitor -> courier: payload = state.AgentState
+    # sensor <-> enricher
+    RING = 31  # sensor -> enricher: one fd, the ring of sightings; a = its size in bytes
+    TELL_ALL = 32  # sensor -> enricher: somebody new listens
+    CONTEXT = 33  # enricher -> sensor: payload = executables and containers, as fields of a BatchHeader
     # sensor -> evaluator and courier
     BATCH = 50  # a = start position, b = end position; payload = serialised Batch
     # evaluator -> sensor, courier -> sensor

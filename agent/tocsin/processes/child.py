@@ -20,12 +20,17 @@ MODULES: Final = {
     control.ROLE_SENSOR: "tocsin.processes.sensor",
     control.ROLE_EVALUATOR: "tocsin.processes.evaluator",
     control.ROLE_COURIER: "tocsin.processes.courier",
+    control.ROLE_ENRICHER: "tocsin.processes.enricher",
 }
-USERS: Final = {control.ROLE_EVALUATOR: "tocsin-evaluator", control.ROLE_COURIER: "tocsin-courier"}
+USERS: Final = {
+    control.ROLE_EVALUATOR: "tocsin-evaluator",
+    control.ROLE_COURIER: "tocsin-courier",
+    control.ROLE_ENRICHER: "tocsin-enricher",
+}
 LOAD_TIMEOUT_S: Final = 60.0
 """From the start to READY."""
 SILENCE_S: Final = 20.0
-"""A sensor or courier without a heartbeat for so long is killed."""
+"""Another process than an evaluator without a heartbeat for so long is killed."""
 FREE_DEATHS: Final = 2
 DEATHS_WITHIN_S: Final = 10.0
 BACKOFF_S: Final = 0.5

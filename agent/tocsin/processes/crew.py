@@ -27,7 +27,8 @@ class Crew:
         self.sensor = Slot(control.ROLE_SENSOR)
         self.courier = Slot(control.ROLE_COURIER)
         self.evaluator = Slot(control.ROLE_EVALUATOR)
-        self.slots: Final = (self.courier, self.sensor, self.evaluator)
+        self.enricher = Slot(control.ROLE_ENRICHER)
+        self.slots: Final = (self.courier, self.sensor, self.evaluator, self.enricher)
         """In the order in which they are filled."""
         self.retiring: list[Child] = []
         """Told to end; nobody waits for them."""
@@ -71,7 +72,8 @@ class Crew:
     def join_all(self, child: Child, successor: Child | None) -> None:
         """Channels between a process that became ready and all that are; `successor`: of the evaluator."""
         sensor, courier, evaluator = self.sensor.child, self.courier.child, self.evaluator.child
-        for one, other in ((sensor, courier), (sensor, evaluator), (courier, evaluator), (courier, successor)):
+        pairs = ((sensor, courier), (sensor, evaluator), (courier, evaluator), (courier, successor))
+        for one, other in (*pairs, (sensor, self.enricher.child)):
             if one is not None and other is not None and child in (one, other) and one.ready and other.ready:
                 self.join(one, other)
 

@@ -1,211 +1,135 @@
-"""The enricher: looks at what the kernel saw for the first time, and tells what it found once.
+"""The enricher: looks up what the kernel saw for the first time, and gives it to the sensor.
 
-Sightings of executables and control groups come from a ring buffer of their own. What is found travels beside the
-events, never in them: as fields of a batch's header, serialised here, so that the sensor appends them unread.
-
-Nothing waits for this process. When it is slow the kernel's ring fills, and what does not fit is not looked at; when
-its reader is slow, what it found first is dropped and counted. Names of containers and paths come from whoever starts
-them: this process parses what they say so that none with more privileges has to.
+Its life: load libraries, enter the sandbox, start the hasher's thread, then one
+loop: the ring that the sensor gave, the hasher's answers, the channels. It reads
+files that strangers wrote, which is why no other process does. No event waits for
+it, and none is lost with it.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from pathlib import Path
-from typing import Final, Protocol
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final
 
-from tocsin.api.event.v1 import batch_pb2
-from tocsin.enrich.cache import BoundedCache
-from tocsin.enrich.cgroups import ContainerRef, container_of, find_group, unified_path
-from tocsin.enrich.containers import Container, Containers
-from tocsin.enrich.hashes import Digests, Executable, Hasher
-from tocsin.enrich.packages import Packages
-from tocsin.enrich.reading import read_whole
-from tocsin.enrich.sightings import Sighting, read_sighting, records
-from tocsin.errors import WireError
+from tocsin import config as configuration
+from tocsin.api.control.v1 import control_service_pb2 as control
+from tocsin.enrich.contexts import Enricher, Loop
+from tocsin.enrich.hashes import Hasher
+from tocsin.enrich.running import running
+from tocsin.errors import PeerError, TocsinError
+from tocsin.processes.channel import Channel, Kind, Message, unexpected
+from tocsin.processes.peers import Peers
+from tocsin.records import framing
+from tocsin.ring.drain import Ring
+from tocsin.sandbox.profiles import enter_enricher
 
-MAX_PAYLOAD_BYTES: Final = 64 << 10
-"""Of context in one message, and so in one batch's header; more than any single context takes."""
-MAX_WAITING_BYTES: Final = 4 << 20
-"""Of context that the sensor has not taken."""
-TOLD_ENTRIES: Final = 20_000
-TOLD_BYTES: Final = 8 << 20
-DRAIN_BYTES: Final = 256 << 10
-HIERARCHIES: Final = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
-"""Where the unified hierarchy is mounted: alone, or beside those of v1."""
+log = logging.getLogger("enricher")
 
-Context = batch_pb2.Executable | batch_pb2.Container
-"""What is told."""
+HEARTBEAT_S: Final = 1.0
+BLOCKED_RETRY_S: Final = 0.05
 
 
-class SightingRing(Protocol):
-    """The part of tocsin.ring.drain.Ring that is needed."""
-
-    def consumer(self) -> int:
-        """See Ring."""
-
-    def drain(self, start: int, max_bytes: int) -> tuple[bytes, int, int, int]:
-        """See Ring."""
-
-    def commit(self, position: int) -> None:
-        """See Ring."""
-
-
-class Enricher:
-    """Turns sightings into contexts, each told once while it is remembered."""
-
-    def __init__(self, hasher: Hasher, root: Path = Path("/")) -> None:
-        """The hasher runs already. `root`: where the host's files are."""
-        self._root = root
-        self._hasher = hasher
-        self._containers = Containers(root)
-        self._packages = Packages(root)
-        self._told: BoundedCache[object, Context] = BoundedCache(TOLD_ENTRIES, TOLD_BYTES)
-        self._groups: BoundedCache[int, bool] = BoundedCache(TOLD_ENTRIES, TOLD_BYTES)
-
-    def see(self, sighting: Sighting) -> Iterator[Context]:
-        """What can be told at once: the container. The executable is asked for, and told by `answers`."""
-        if sighting.cgroup_id and self._groups.get(sighting.cgroup_id) is None:
-            self._groups.put(sighting.cgroup_id, value=True, size_bytes=8)
-            ref = self._container_of(sighting)
-            if ref is not None:
-                yield self._tell(sighting.cgroup_id, _container_message(sighting, self._containers.describe(ref)))
-        if sighting.executable is not None:
-            self._hasher.ask(sighting.executable)
-
-    def answers(self) -> Iterator[Context]:
-        """Executables that have been looked at since the last call."""
-        for answer in self._hasher.take():
-            yield self._tell(answer.key, self._executable_message(answer))
-
-    def everything(self) -> Iterator[Context]:
-        """What was told and is remembered: for somebody who has just begun to listen."""
-        yield from self._told.values()
-
-    def counters(self) -> dict[str, int]:
-        """What was done, kept and refused since the start, by name."""
-        hashed = self._hasher.counters()
-        caches = {"hashes": hashed.cache, "containers": self._containers.counters()}
-        caches |= {"packages": self._packages.counters(), "told": self._told.counters()}
-        counted = {f"{name}.{key}": count for name, cache in caches.items() for key, count in asdict(cache).items()}
-        counted |= {"hashes.files": hashed.hashed_files, "hashes.bytes": hashed.hashed_bytes}
-        counted |= {"hashes.waiting": hashed.waiting, "packages.unreadable": self._packages.unreadable}
-        counted |= {f"hashes.{failure.name.lower()}": count for failure, count in hashed.failures.items()}
-        return counted | {f"containers.{each.name.lower()}": n for each, n in self._containers.troubles.items()}
-
-    def _tell(self, key: object, context: Context) -> Context:
-        self._told.put(key, context, context.ByteSize())
-        return context
-
-    def _container_of(self, sighting: Sighting) -> ContainerRef | None:
-        """By the process while it lives, else by the group's own directory."""
-        try:
-            raw = read_whole(self._root / f"proc/{sighting.pid}/cgroup", MAX_PAYLOAD_BYTES)
-        except OSError:
-            paths = (find_group(self._root / mounted, sighting.cgroup_id) for mounted in HIERARCHIES)
-            return container_of(next((path for path in paths if path is not None), ""))
-        return container_of(unified_path(raw.decode(errors="replace")))
-
-    def _executable_message(self, answer: Executable) -> batch_pb2.Executable:
-        digests = answer.digests or Digests(b"", b"", b"")
-        owner = self._packages.owner(answer.path) if answer.of_host else None
-        return batch_pb2.Executable(
-            dev=answer.key.dev,
-            inode=answer.key.inode,
-            size=answer.key.size_bytes,
-            mtime_ns=answer.key.mtime_ns,
-            path=answer.path,
-            sha256=digests.sha256,
-            sha1=digests.sha1,
-            md5=digests.md5,
-            package=owner.name if owner else "",
-            package_version=owner.version if owner else "",
-            error=answer.failure.value if answer.failure else "",
-        )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs until the monitor ends it; 1 when it cannot start."""
+    parser = argparse.ArgumentParser(prog="tocsin.processes.enricher")
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--config", required=True)
+    arguments = parser.parse_args(argv)
+    level = os.environ.get("TOCSIN_LOG_LEVEL", "INFO")
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        configuration.from_json(arguments.config)
+        monitor = Channel(socket.socket(fileno=arguments.control_fd))
+        framing.index(b"")  # opens the native library: no memory becomes executable later
+        hasher = Hasher()
+        log.info("%s", enter_enricher(configuration.process_uid("tocsin-enricher")))
+    except (TocsinError, OSError) as error:
+        log.error("cannot start: %s", error)  # noqa: TRY400 - an operator's error, not the program's
+        return 1
+    hasher.start()
+    try:
+        Work(monitor, hasher).run()
+    except PeerError as error:
+        log.info("monitor: %s", error)
+    hasher.stop()
+    return 0
 
 
-class Loop:
-    """One turn after the other: reads the ring, takes answers, sends."""
+class Work:
+    """The loop over channels, ring and hasher."""
 
-    def __init__(self, ring: SightingRing, enricher: Enricher, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:
-        self._ring = ring
-        self._enricher = enricher
-        self._position = ring.consumer()
-        self._waiting: deque[bytes] = deque()
-        self._waiting_bytes = 0
-        self._max_waiting_bytes = max_waiting_bytes
-        self.malformed = 0
-        """Records that are no sightings."""
-        self.dropped = 0
-        """Messages that the sensor did not take in time."""
+    def __init__(self, monitor: Channel, hasher: Hasher) -> None:
+        """The hasher runs already."""
+        self._monitor = monitor
+        self._enricher = Enricher(hasher)
+        self._peers = Peers(monitor, self._from_monitor, self._gone, log)
+        self._peers.watch(hasher.fileno())
+        self._sensor: Channel | None = None
+        self._ring: Ring | None = None
+        self._ring_fd = -1
+        self._loop: Loop | None = None
+        self._ended = False
 
-    def turn(self) -> None:
-        """Reads what the kernel saw and what the hasher found; what comes of it waits to be sent."""
-        found: list[Context] = []
-        body, end, _, malformed = self._ring.drain(self._position, DRAIN_BYTES)
-        self.malformed += malformed
-        for record in records(body):
-            try:
-                found += self._enricher.see(read_sighting(record))
-            except WireError:
-                self.malformed += 1
-        self._ring.commit(end)
-        self._position = end
-        self._keep([*found, *self._enricher.answers()])
+    def run(self) -> None:
+        """Until SHUTDOWN. Raises PeerError when the monitor is gone."""
+        self._monitor.send(Message(Kind.READY))
+        next_beat_s = 0.0
+        while not self._ended:
+            more = self._loop is not None and self._loop.turn()
+            idle = self._send()
+            now_s = time.monotonic()
+            if now_s >= next_beat_s:
+                next_beat_s = now_s + HEARTBEAT_S
+                self._monitor.send(Message(Kind.HEARTBEAT))
+            self._peers.serve(0.0 if more else next_beat_s - now_s if idle else BLOCKED_RETRY_S)
 
-    def tell_everything(self) -> None:
-        """All that is known is sent again: somebody new listens."""
-        self._keep(self._enricher.everything())
+    def _send(self) -> bool:
+        """Gives the sensor what it takes now; False when there is more for it."""
+        while self._loop is not None and self._sensor is not None and (payload := self._loop.next()) is not None:
+            if not self._peers.send(self._sensor, Message(Kind.CONTEXT, payload=payload)):
+                return False
+            self._loop.sent()
+        return True
 
-    def next(self) -> bytes | None:
-        """The message that is to be sent next: fields of a BatchHeader. None when there is none."""
-        return self._waiting[0] if self._waiting else None
+    def _gone(self, _: Channel) -> None:
+        self._sensor = None
 
-    def sent(self) -> None:
-        """That message is on its way."""
-        self._waiting_bytes -= len(self._waiting.popleft())
+    def _from_monitor(self, message: Message) -> None:
+        match message.kind:
+            case Kind.ATTACH if len(message.fds) == 1 and message.code == control.ROLE_SENSOR:
+                channel = Channel(socket.socket(fileno=message.fds[0]))
+                self._sensor = self._peers.attach("sensor", channel, self._from_sensor, self._sensor)
+            case Kind.SHUTDOWN:
+                self._ended = True
+            case _:
+                raise unexpected(message)
 
-    def _keep(self, contexts: Iterable[Context]) -> None:
-        for payload in payloads(contexts):
-            self._waiting.append(payload)
-            self._waiting_bytes += len(payload)
-        while self._waiting_bytes > self._max_waiting_bytes:
-            self.sent()
-            self.dropped += 1
+    def _from_sensor(self, message: Message) -> None:
+        match message.kind:
+            case Kind.RING if len(message.fds) == 1:
+                self._read_from(message.fds[0], message.a)
+            case Kind.TELL_ALL if not message.fds and self._loop is not None:
+                self._loop.tell_everything()
+            case _:
+                raise unexpected(message)
 
-
-def payloads(contexts: Iterable[Context]) -> Iterator[bytes]:
-    """Serialised BatchHeaders with nothing but contexts, in order, each of MAX_PAYLOAD_BYTES at most.
-
-    Appended to another serialised BatchHeader they become part of it: that is
-    how protobuf merges messages.
-    """
-    header = batch_pb2.BatchHeader()
-    size_bytes = 0
-    for context in contexts:
-        added_bytes = context.ByteSize() + 8
-        if size_bytes + added_bytes > MAX_PAYLOAD_BYTES:
-            yield header.SerializeToString()
-            header.Clear()
-            size_bytes = 0
-        size_bytes += added_bytes
-        if isinstance(context, batch_pb2.Executable):
-            header.executables.append(context)
-        else:
-            header.containers.append(context)
-    if size_bytes:
-        yield header.SerializeToString()
+    def _read_from(self, fd: int, size_bytes: int) -> None:
+        """Another ring, or the same of another sensor, which is told everything; what ran unseen is looked up."""
+        if self._ring is not None:
+            self._peers.unwatch(self._ring_fd)
+            self._ring.close()
+            os.close(self._ring_fd)
+        self._ring_fd, self._ring = fd, Ring(fd, size_bytes)
+        self._peers.watch(fd)
+        self._loop = Loop(self._ring, self._enricher, earlier=running())
+        self._loop.tell_everything()
 
 
-def _container_message(sighting: Sighting, container: Container) -> batch_pb2.Container:
-    return batch_pb2.Container(
-        id=container.id,
-        runtime=container.runtime.value,
-        name=container.name,
-        image=container.image,
-        labels=[batch_pb2.Label(key=key, value=value) for key, value in container.labels],
-        cgroup_id=sighting.cgroup_id,
-        pod_name=container.pod_name,
-        pod_namespace=container.pod_namespace,
-        pod_uid=container.pod_uid,
-    )
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """The monitor: starts and watches the others, keeps what has to outlive them, and tells how it is.
 
-Its life: take the lock, make directories, start courier, sensor and evaluator,
-then one loop until SIGTERM. It is root, so it parses nothing: of what children
+Its life: take the lock, make directories, start courier, sensor, evaluator and
+enricher, then one loop until SIGTERM. It is root, so it parses nothing: of what children
 send it reads headers, and passes payloads and descriptors on. Which release is
 active is decided in `loads`.
 """
@@ -139,7 +139,13 @@ class Monitor:
     # --- starting
 
     def _wanted(self, slot: Slot) -> bool:
+        if slot is self._crew.enricher:
+            return self._config.sensor.enrich and self._source == SOURCE_CORE
         return slot is not self._crew.evaluator or not self._loads.exhausted
+
+    def _told(self, slot: Slot) -> bool:
+        """Whether the state speaks of it: an enricher only where there is something to enrich."""
+        return slot is not self._crew.enricher or self._wanted(slot)
 
     def _fill_slots(self) -> None:
         now_s = time.monotonic()
@@ -271,8 +277,9 @@ class Monitor:
             reasons.append("no release is usable: nothing is detected; load one with `tocsin content load`")
         for slot in self._crew.slots:
             if slot.start_at_s > time.monotonic() and len(slot.deaths) >= FAILED_DEATHS:
-                failed = True
-        away = [role_name(slot.role) for slot in self._crew.slots if slot.child is None or not slot.child.ready]
+                failed |= slot is not self._crew.enricher
+        slots = filter(self._told, self._crew.slots)
+        away = [role_name(slot.role) for slot in slots if slot.child is None or not slot.child.ready]
         if away:
             reasons.append(f"being started: {', '.join(away)}")
         if self._shortfall:
@@ -284,7 +291,8 @@ class Monitor:
 
     def _processes(self) -> tuple[ProcessState, ...]:
         rows = [ProcessState(control.ROLE_MONITOR, os.getpid(), 0, os.geteuid())]
-        for slot in (self._crew.sensor, self._crew.evaluator, self._crew.courier):
+        slots = (self._crew.sensor, self._crew.evaluator, self._crew.courier, self._crew.enricher)
+        for slot in filter(self._told, slots):
             user = USERS.get(control.Role.ValueType(slot.role))
             uid = process_uid(user) if user else os.geteuid()
             rows.append(ProcessState(slot.role, slot.child.pid if slot.child else 0, slot.restarts, uid))

@@ -1,4 +1,4 @@
-"""The channels of a sensor or an evaluator: the monitor's, and those of peers, which come and go.
+"""The channels of a sensor, an evaluator or an enricher: the monitor's, and those of peers, which come and go.
 
 A peer that is gone, or that sends what it may not, is dropped, and the monitor
 attaches another one. The monitor's own end is the end of the process: it is
@@ -60,6 +60,14 @@ class Peers:
         elif not held and channel in self._held:
             self._held.remove(channel)
             self._selector.register(channel, selectors.EVENT_READ)
+
+    def watch(self, fd: int) -> None:
+        """`serve` also returns when this becomes readable."""
+        self._selector.register(fd, selectors.EVENT_READ)
+
+    def unwatch(self, fd: int) -> None:
+        """The inverse of `watch`."""
+        self._selector.unregister(fd)
 
     def serve(self, timeout_s: float) -> None:
         """Waits for messages and takes them. Raises PeerError when the monitor is gone."""

@@ -6,6 +6,9 @@ frame, push, send, commit. Telemetry never waits for the evaluator, whose outlet
 drops and counts; the courier's does not drop: when it is full, nothing is
 drained and the kernel counts what its ring cannot hold.
 
+What the enricher tells travels in batches of its own, unread: if it cannot be read,
+no event is lost with it.
+
 What the courier's channel has taken is committed, and which losses it was told
 of is noted; a later sensor goes on there.
 """
@@ -30,7 +33,7 @@ from tocsin.kernel.core import check_requirements, open_core
 from tocsin.kernel.guard import AttachGuard
 from tocsin.kernel.replay import open_replay
 from tocsin.kernel.source import Drained, EventSource
-from tocsin.processes.batching import Batcher
+from tocsin.processes.batching import Batcher, tells_context
 from tocsin.processes.channel import Channel, Kind, Message, unexpected
 from tocsin.processes.outlet import Outlet, Queued
 from tocsin.processes.peers import Peers
@@ -44,6 +47,8 @@ EVALUATOR_QUEUE_BYTES: Final = 64 << 20
 COURIER_QUEUE_BYTES: Final = 32 << 20
 HEARTBEAT_S: Final = 1.0
 KEEP_TIMEOUT_S: Final = 30.0
+MAX_CONTEXT_BYTES: Final = 64 << 10
+"""Of one message of the enricher."""
 DRAINS_AT_ONCE: Final = 16
 """Before the channels are looked at again."""
 
@@ -158,6 +163,7 @@ class Sensor:
         self._courier: Channel | None = None
         self._evaluator: Channel | None = None
         self._candidate: Channel | None = None
+        self._enricher: Channel | None = None
         self._to_courier = Outlet(COURIER_QUEUE_BYTES, lossy=False)
         self._to_evaluator = Outlet(EVALUATOR_QUEUE_BYTES, lossy=True)
         self._events = 0
@@ -190,8 +196,8 @@ class Sensor:
             if self._to_courier.full:
                 return False
             drained = self._source.drain(self._config.batch_bytes)
+            self._position, self._first_index = drained.end, drained.first_index + drained.count
             if drained.end == drained.start:
-                self._position, self._first_index = drained.end, drained.first_index
                 self._beat()
                 return False
             self._events += drained.count
@@ -203,7 +209,11 @@ class Sensor:
     def _beat(self) -> None:
         """A batch without events, each second in which there was none: counters and losses go out all the same."""
         if time.monotonic() - self._last_batch_s >= HEARTBEAT_S:
-            self._push(self._batcher.make(Drained(b"", 0, self._position, self._position, self._first_index)))
+            self._push_without_events()
+
+    def _push_without_events(self, context: bytes = b"") -> None:
+        nothing = Drained(b"", 0, self._position, self._position, self._first_index)
+        self._push(self._batcher.make(nothing, context))
 
     def _push(self, batch: Queued) -> None:
         self._last_batch_s = time.monotonic()
@@ -220,6 +230,8 @@ class Sensor:
             self._send_all(self._evaluator, self._to_evaluator)
         for reason, count in self._to_evaluator.take_losses().items():
             self._batcher.losses.count(reason, count)
+        if self._enricher is not None:
+            self._peers.hold(self._enricher, held=self._to_courier.full)
 
     def _send_all(self, channel: Channel, outlet: Outlet) -> list[Queued]:
         """As much as the channel takes now; what it took."""
@@ -235,6 +247,8 @@ class Sensor:
         if channel is self._courier:
             self._courier = None
             self._to_courier.peer_died()
+        elif channel is self._enricher:
+            self._enricher = None
         elif channel is self._candidate:
             self._candidate = None
             self._to_evaluator.erase_line()
@@ -264,6 +278,10 @@ class Sensor:
                 raise unexpected(message)
 
     def _attach(self, role: int, channel: Channel, *, waits: bool) -> None:
+        if role == control.ROLE_ENRICHER:
+            self._enricher = self._peers.attach("enricher", channel, self._from_enricher, self._enricher)
+            self._give_sightings(self._enricher)
+            return
         if role == control.ROLE_COURIER:
             self._courier = self._peers.attach("courier", channel, self._from_courier, self._courier)
         elif role == control.ROLE_EVALUATOR and waits:
@@ -273,8 +291,28 @@ class Sensor:
             self._evaluator = self._peers.attach("evaluator", channel, self._from_evaluator, self._evaluator)
         else:
             channel.close()
-            raise PeerError(f"ATTACH of a peer with role {role}, expected courier or evaluator")
+            raise PeerError(f"ATTACH of a peer with role {role}, expected courier, evaluator or enricher")
+        self._tell_newcomer()
+
+    def _tell_newcomer(self) -> None:
+        """What was told once is told again."""
         self._batcher.tell_names()
+        if self._enricher is not None:
+            self._peers.send(self._enricher, Message(Kind.TELL_ALL))
+
+    def _give_sightings(self, enricher: Channel) -> None:
+        ring = self._source.sightings()
+        if ring is not None:
+            fd, size_bytes = ring
+            self._peers.send(enricher, Message(Kind.RING, a=size_bytes, fds=(fd,)))
+
+    def _from_enricher(self, message: Message) -> None:
+        payload = message.payload
+        if message.kind is not Kind.CONTEXT or message.fds:
+            raise unexpected(message)
+        if len(payload) > MAX_CONTEXT_BYTES or not tells_context(payload):
+            raise PeerError(f"got a CONTEXT of {len(payload)} bytes that holds something else, or more")
+        self._push_without_events(payload)
 
     def _from_courier(self, message: Message) -> None:
         if message.kind is not Kind.ACK:
@@ -295,7 +333,7 @@ class Sensor:
 
     def _take_candidate(self) -> None:
         self._evaluator, self._candidate = self._candidate, None
-        self._batcher.tell_names()
+        self._tell_newcomer()
         self._monitor.send(Message(Kind.SWITCHED, a=self._to_evaluator.sent_position))
 
 

@@ -106,6 +106,25 @@ def header_field(header: bytes) -> bytes:
     return HEADER_TAG + varint(len(header)) + header
 
 
+def field(number: int, value: bytes) -> bytes:
+    """A field of protobuf that holds bytes, a text or a message, serialised."""
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number that begins at a place, and the place behind it. Raises WireError when it is cut off or too long."""
+    value = 0
+    for shift in range(0, 35, 7):
+        if at >= len(data):
+            break
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+    raise WireError(f"got no number that ends before byte {at} of {len(data)}")
+
+
 def varint(value: int) -> bytes:
     """Protobuf's encoding of a number that is not negative."""
     out = bytearray()

@@ -65,6 +65,17 @@ def loss_json(loss: event_pb2.Loss) -> Json:
     return _message(loss, 0)
 
 
+def executable_json(executable: batch_pb2.Executable) -> Json:
+    """What is known of an executable; digests in hexadecimal."""
+    digests = {name: getattr(executable, name).hex() for name in ("sha256", "sha1", "md5")}
+    return {"executable": {**_message(executable, 0), **digests, "mtime": rfc3339(executable.mtime_ns)}}
+
+
+def container_json(container: batch_pb2.Container) -> Json:
+    """What is known of a container."""
+    return {"container": _message(container, 0)}
+
+
 def _message(message: Message, offset_ns: int) -> Json:
     shown: Json = {}
     for field in message.DESCRIPTOR.fields:

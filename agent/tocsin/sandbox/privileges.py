@@ -17,6 +17,7 @@ from tocsin.sandbox.report import Outcome, Step, UnavailableError
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
+_PR_SET_KEEPCAPS: Final = 8
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
 
@@ -28,9 +29,10 @@ def require_one_thread() -> str:
     return "one"
 
 
-def become(uid: int) -> Step:
+def become(uid: int, *, keeps_capabilities: bool = False) -> Step:
     """Real, effective and saved ids of the user; no supplementary groups. Not root: stays who it is.
 
+    `keeps_capabilities`: they stay permitted, all of them, and are for the caller to reduce.
     Raises KernelError when root refuses to go away.
     """
     if os.geteuid() != 0:
@@ -41,6 +43,7 @@ def become(uid: int) -> Step:
         raise KernelError("got uid 0 to drop to, expected an unprivileged one")
     gid = _primary_group(uid)
     os.setgroups([])
+    prctl(_PR_SET_KEEPCAPS, int(keeps_capabilities))
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or _can_be_root():

@@ -27,6 +27,8 @@ from tocsin.sandbox.report import Recorder, SandboxReport, Step
 
 _OTHERS_PROC = frozenset({Capability.SYS_PTRACE, Capability.DAC_READ_SEARCH})
 """For executable, directory, namespaces and descriptors of other users' processes in /proc."""
+ENRICHER_MEMORY_BYTES = 512 << 20
+"""Of address space."""
 _EBPF = frozenset({Capability.BPF, Capability.PERFMON, Capability.SYS_RESOURCE})
 SENSOR_CAPABILITIES: Mapping[Source.ValueType, frozenset[Capability]] = {
     SOURCE_CORE: _EBPF | _OTHERS_PROC,
@@ -39,7 +41,7 @@ def enter_evaluator(uid: int, memory_bytes: int, *, kill_on_violation: bool = Fa
     """No files, no network, no processes, `memory_bytes` of address space. Raises KernelError."""
     recorder = Recorder("evaluator")
     _lose_privileges(recorder, uid)
-    recorder.take("limits", lambda: _evaluator_limits(memory_bytes), required=True)
+    recorder.take("limits", lambda: limit({**_computing_limits(memory_bytes), resource.RLIMIT_NPROC: 0}), required=True)
     recorder.take("landlock", lambda: landlock.restrict(deny_tcp=True))
     recorder.take("seccomp", lambda: seccomp.allow_only("evaluator", kill=kill_on_violation), required=True)
     return recorder.report()
@@ -56,6 +58,18 @@ def enter_courier(uid: int, runtime_dir: Path) -> SandboxReport:
     recorder.take("limits", lambda: limit({resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: 4096}))
     recorder.take("landlock", lambda: _courier_files(runtime_dir))
     recorder.take("seccomp", lambda: seccomp.allow_only("courier"), required=True)
+    return recorder.report()
+
+
+def enter_enricher(uid: int) -> SandboxReport:
+    """Every file may be read, none written; no network, no processes, threads from now on. Raises KernelError.
+
+    Without Landlock: under it /proc/<pid>/exe and /proc/<pid>/root of others are closed, whatever the capabilities.
+    """
+    recorder = Recorder("enricher")
+    _lose_privileges(recorder, uid, _OTHERS_PROC)
+    recorder.take("limits", lambda: limit(_computing_limits(ENRICHER_MEMORY_BYTES)), required=True)
+    recorder.take("seccomp", lambda: seccomp.allow_only("enricher"), required=True)
     return recorder.report()
 
 
@@ -77,12 +91,12 @@ def enter_sensor(source: Source.ValueType = SOURCE_CORE) -> SandboxReport:
     return recorder.report()
 
 
-def _lose_privileges(recorder: Recorder, uid: int) -> None:
+def _lose_privileges(recorder: Recorder, uid: int, kept: frozenset[Capability] = frozenset()) -> None:
     parent_pid = os.getppid()
     recorder.take("threads", require_one_thread, required=True)
-    recorder.take("capability bounds", lambda: bound(frozenset()))
-    recorder.take("user", lambda: become(uid))
-    recorder.take("capabilities", lambda: keep_only(frozenset()))
+    recorder.take("capability bounds", lambda: bound(kept))
+    recorder.take("user", lambda: become(uid, keeps_capabilities=bool(kept)))
+    recorder.take("capabilities", lambda: keep_only(kept))
     recorder.take("parent death", lambda: die_with_parent(parent_pid), required=True)
     recorder.take("no new privileges", no_new_privileges, required=True)
     recorder.take("ptrace", not_dumpable)
@@ -93,13 +107,11 @@ def _courier_files(runtime_dir: Path) -> Step:
     return landlock.restrict(["/dev/urandom"], [str(runtime_dir)], deny_tcp=False)
 
 
-def _evaluator_limits(memory_bytes: int) -> Step:
-    return limit(
-        {
-            resource.RLIMIT_AS: memory_bytes,
-            resource.RLIMIT_CORE: 0,
-            resource.RLIMIT_FSIZE: file_size_limit(),
-            resource.RLIMIT_NOFILE: 64,
-            resource.RLIMIT_NPROC: 0,
-        }
-    )
+def _computing_limits(memory_bytes: int) -> dict[int, int]:
+    """Of a process that writes no file."""
+    return {
+        resource.RLIMIT_AS: memory_bytes,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: file_size_limit(),
+        resource.RLIMIT_NOFILE: 64,
+    }

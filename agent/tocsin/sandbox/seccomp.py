@@ -3,7 +3,8 @@
 An allow-list: anything else fails with EPERM, or ends the process where the
 caller asks for that. Arguments are checked where a call is harmless only with
 some: no memory becomes executable any more, signals reach this process only,
-threads are allowed where processes are not, sockets are of named families.
+threads are allowed where processes are not, files may be opened to be read only,
+sockets are of named families.
 The sensor has a deny-list in its place: libbpf's calls differ between kernels.
 """
 
@@ -45,13 +46,21 @@ _FILES: Final = (
 )
 
 EVALUATOR: Final = f"{_MEMORY} {_TIME} {_PROCESS} {_SIGNALS} {_DESCRIPTORS} {_MESSAGES}"
+ENRICHER: Final = (
+    f"{EVALUATOR} access faccessat faccessat2 fstatfs getcwd getdents64 ioprio_set lstat newfstatat readlink "
+    "readlinkat setpriority stat statx"
+)
 COURIER: Final = f"{EVALUATOR} {_SOCKETS} {_FILES} sched_getparam sched_getscheduler getrlimit"
 SENSOR_DENIED: Final = (
     "execve execveat ptrace process_vm_writev init_module finit_module delete_module kexec_load kexec_file_load "
     "mount umount2 pivot_root reboot swapon swapoff setns add_key request_key keyctl userfaultfd open_by_handle_at "
     "fsopen fsmount move_mount iopl ioperm acct"
 )
-_LISTS: Final = {"evaluator": EVALUATOR, "courier": COURIER}
+_LISTS: Final = {"evaluator": EVALUATOR, "enricher": ENRICHER, "courier": COURIER}
+_WITH_THREADS: Final = frozenset({"enricher", "courier"})
+_UNNAMED: Final = 0o20000000
+"""What O_TMPFILE has beside O_DIRECTORY."""
+_WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | _UNNAMED
 _CHECKED: Final = frozenset({"mmap", "mprotect"})
 
 
@@ -70,8 +79,12 @@ def allow_only(role: str, *, kill: bool = False) -> str:
     _add(filter_, pyseccomp.ALLOW, "tgkill", pyseccomp.Arg(0, pyseccomp.EQ, os.getpid()))
     _add(filter_, pyseccomp.ALLOW, "ioctl", pyseccomp.Arg(1, pyseccomp.EQ, termios.FIONBIO))  # setblocking
     _add(filter_, pyseccomp.ALLOW, "prlimit64", pyseccomp.Arg(0, pyseccomp.EQ, 0))
-    if role == "courier":
+    if role in _WITH_THREADS:
         _allow_threads(filter_)
+    if role == "enricher":
+        for name, flags in (("open", 1), ("openat", 2)):
+            _add(filter_, pyseccomp.ALLOW, name, pyseccomp.Arg(flags, pyseccomp.MASKED_EQ, _WRITING, 0))
+    if role == "courier":
         for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
             _add(filter_, pyseccomp.ALLOW, "socket", pyseccomp.Arg(0, pyseccomp.EQ, family))
             _add(filter_, pyseccomp.ALLOW, "socketpair", pyseccomp.Arg(0, pyseccomp.EQ, family))

@@ -20,6 +20,7 @@ from tocsin.errors import PeerError, WireError
 from tocsin.records import framing
 from tocsin.stream import wire
 from tocsin.stream.backlog import DETECTION_RESERVE_BYTES, Backlog
+from tocsin.stream.contexts import Contexts, tells_once
 from tocsin.stream.subscription import LOSS, Selected, Subscription, select_detections, select_events
 
 HELD_BACK_BYTES: Final = 8 << 20
@@ -81,6 +82,7 @@ class Hub:
         self._released_position = 0
         self._taken = Taken()
         self.users: tuple[batch_pb2.User, ...] = ()
+        self._contexts = Contexts()
         self.header = batch_pb2.BatchHeader()
         """Of the last batch."""
         self.events_received = 0
@@ -125,6 +127,9 @@ class Hub:
             raise PeerError(f"{self._max_subscribers} subscribers are connected, no more are allowed")
         subscriber = Subscriber(wanted, Backlog(self._buffer_bytes), wake)
         self._subscribers.add(subscriber)
+        if wanted.events:
+            for serialised in self._contexts.batches(self.position):
+                self._push(subscriber, wire.batch(serialised), Selected(0, serialised))
         return subscriber
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
@@ -170,6 +175,7 @@ class Hub:
     def _note(self, index: framing.Index, header: batch_pb2.BatchHeader) -> None:
         if header.users:
             self.users = tuple(header.users)
+        self._contexts.note(header)
         self.header = header
         losses = index.types.count(LOSS)
         self.events_received += len(index) - losses
@@ -188,7 +194,7 @@ class Hub:
         for subscriber in self._subscribers:
             if not subscriber.wanted.events:
                 continue
-            selected = select_events(index, subscriber.wanted, keep_header=bool(self.header.users))
+            selected = select_events(index, subscriber.wanted, keep_header=tells_once(self.header))
             if selected is None:
                 continue
             if selected.serialised is index.batch:

@@ -78,7 +78,7 @@ class Selected:
 def select_events(index: framing.Index, wanted: Subscription, *, keep_header: bool = False) -> Selected | None:
     """The events that fit, with the batch's header; None when none fits.
 
-    `keep_header`: the header alone goes out too, for it holds the host's users.
+    `keep_header`: the header alone goes out too, for it tells what is told once.
     """
     if wanted.takes_whole_batches:
         return Selected(len(index), index.batch)

@@ -149,6 +149,9 @@ class NetlinkSource:
         self._connections.seed(self._diag.sockets(), _boottime_ns())
         return seeded
 
+    def sightings(self) -> None:
+        """See EventSource; there are none."""
+
     def handover(self) -> list[int]:
         """See EventSource; a later sensor cannot go on where this one ended."""
         return []

@@ -37,6 +37,8 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """Matches events against content."""
     ROLE_COURIER: _Role.ValueType  # 4
     """Talks gRPC."""
+    ROLE_ENRICHER: _Role.ValueType  # 5
+    """Looks at executables and containers; only where the source sees them."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """A process of the agent."""
@@ -51,6 +53,8 @@ ROLE_EVALUATOR: Role.ValueType  # 3
 """Matches events against content."""
 ROLE_COURIER: Role.ValueType  # 4
 """Talks gRPC."""
+ROLE_ENRICHER: Role.ValueType  # 5
+"""Looks at executables and containers; only where the source sees them."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 class _Health:

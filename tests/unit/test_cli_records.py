@@ -85,6 +85,23 @@ def test_every_event_that_can_be_parsed_can_be_shown(data: bytes) -> None:
         assert all(character.isprintable() for character in line)
 
 
+def test_an_executable_is_shown_with_digests_and_time() -> None:
+    digest = hashlib.sha256(b"").digest()
+    executable = batch_pb2.Executable(inode=7, path=b"/bin/caf\xe9", mtime_ns=10**9, sha256=digest, package="shop")
+    shown = show.executable_json(executable)["executable"]
+    assert shown["sha256"] == hashlib.sha256(b"").hexdigest()
+    assert (shown["sha1"], shown["path"], shown["package"]) == ("", "/bin/caf\\xe9", "shop")
+    assert shown["mtime"] == "1970-01-01T00:00:01.000000000Z"
+
+
+def test_a_container_is_shown_with_its_labels() -> None:
+    label = batch_pb2.Label(key="app", value="shop")
+    shown = show.container_json(batch_pb2.Container(id="c", runtime="docker", cgroup_id=9, labels=[label]))
+    assert shown == {
+        "container": {"id": "c", "runtime": "docker", "cgroup_id": "9", "labels": [{"key": "app", "value": "shop"}]}
+    }
+
+
 def test_an_unknown_enum_value_is_shown_as_its_number() -> None:
     event = connection()
     event.tcp_connect.outcome = 99  # type: ignore[assignment]

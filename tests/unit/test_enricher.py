@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tocsin.api.event.v1 import batch_pb2
-from tocsin.enrich.contexts import MAX_PAYLOAD_BYTES, Enricher, Loop, payloads
+from tocsin.enrich.contexts import EARLIER_AT_ONCE, MAX_PAYLOAD_BYTES, Enricher, Loop, payloads
 from tocsin.enrich.hashes import Hasher
-from tocsin.enrich.sightings import RECORD, TAG
+from tocsin.enrich.sightings import RECORD, TAG, Sighting
 from tocsin.records.framing import event_field
 
 ID = "0123456789abcdef" * 4
@@ -189,6 +189,17 @@ def test_everything_is_told_again_to_somebody_new(ring: SimulatedRing, hasher: H
     loop.tell_everything()
     assert told(loop) == first
     assert (len(first.containers), len(first.executables)) == (1, 1)
+
+
+def test_what_ran_before_is_looked_at_bit_by_bit(ring: SimulatedRing, hasher: Hasher, host: Path) -> None:
+    process(host, 7, f"0::/{SCOPE}\n")
+    earlier = [Sighting(7, group, None) for group in range(1, EARLIER_AT_ONCE + 2)]
+    loop = Loop(ring, Enricher(hasher, host), earlier=earlier)
+    assert loop.turn()
+    assert len(told(loop).containers) == EARLIER_AT_ONCE
+    assert loop.turn()
+    assert [container.cgroup_id for container in told(loop).containers] == [EARLIER_AT_ONCE + 1]
+    assert not loop.turn()
 
 
 def test_what_was_done_is_counted_by_name(ring: SimulatedRing, hasher: Hasher, host: Path) -> None:

@@ -14,7 +14,7 @@ import ctypes, errno, json, mmap, os, resource, signal, socket, sys, threading, 
 from pathlib import Path
 import hyperscan
 from tocsin.sandbox import landlock
-from tocsin.sandbox.profiles import enter_courier, enter_evaluator, enter_sensor
+from tocsin.sandbox.profiles import enter_courier, enter_enricher, enter_evaluator, enter_sensor
 
 libc = ctypes.CDLL(None, use_errno=True)
 parent = os.getppid()
@@ -257,6 +257,85 @@ asyncio.run(main())
 def test_courier_cannot(expression: str, tmp_path: Path) -> None:
     code = COURIER.format(runtime=str(tmp_path)) + f"print(attempt(lambda: {expression}))"
     assert in_child(code) == "PermissionError"
+
+
+def in_enricher(expression: str, setup: str = "") -> str:
+    """What became of an expression inside the enricher's sandbox."""
+    return in_child(f"""
+{textwrap.dedent(setup)}
+enter_enricher(65492 if os.geteuid() == 0 else os.getuid())
+print(attempt(lambda: {expression}))
+""")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "socket.socket(socket.AF_UNIX)",
+        "socket.socket(socket.AF_INET)",
+        "socket.socketpair()",
+        "os.fork()",
+        "os.execv('/bin/true', ['true'])",
+        "os.kill(parent, 0)",
+        "os.kill(os.getpid(), 0)",
+        "os.mkdir('/tmp/made-by-the-enricher')",
+        "os.unlink('/tmp/nothing')",
+        "os.open('/tmp', os.O_RDWR | os.O_TMPFILE)",
+        "os.open('/dev/null', os.O_WRONLY)",
+        "os.open('/dev/null', os.O_RDONLY | os.O_TRUNC)",
+        "os.open('/dev/null', os.O_RDONLY | os.O_APPEND)",
+        "open('/tmp/made-by-the-enricher', 'w')",
+        "mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)",
+    ],
+)
+def test_enricher_cannot(expression: str) -> None:
+    assert in_enricher(expression) == "PermissionError"
+
+
+def test_enricher_cannot_trace_its_parent() -> None:
+    assert in_enricher("(libc.ptrace(16, parent, 0, 0), errno.errorcode[ctypes.get_errno()])") == "(-1, 'EPERM')"
+
+
+def test_enricher_has_a_bound_on_its_memory() -> None:
+    assert in_enricher("bytearray(1 << 30)") == "MemoryError"
+
+
+def test_enricher_can_start_a_thread() -> None:
+    setup = """
+    def thread():
+        started = threading.Event()
+        threading.Thread(target=started.set, daemon=True).start()
+        return started.wait(10)
+    """
+    assert in_enricher("thread()", setup) == "True"
+
+
+@root_only
+def test_enricher_cannot_become_root_again() -> None:
+    assert in_enricher("os.setuid(0)") == "PermissionError"
+
+
+@root_only
+def test_enricher_keeps_what_it_needs_to_read_of_others_and_nothing_else() -> None:
+    facts = in_enricher("Path('/proc/self/status').read_text()").splitlines()
+    sets = {line.split()[0]: int(line.split()[1], 16) for line in facts if line.startswith("Cap")}
+    others_proc = 1 << 19 | 1 << 2
+    assert sets["CapPrm:"] == sets["CapEff:"] == sets["CapBnd:"] == others_proc
+    assert sets["CapAmb:"] == sets["CapInh:"] == 0
+
+
+@root_only
+def test_enricher_can_read_what_others_run_and_hide(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    secret.chmod(0)
+    assert in_enricher(f"open('{secret}').read()") == "x"
+    with subprocess.Popen(["sleep", "60"], user=65490, group=65490) as other:
+        try:
+            assert in_enricher(f"open('/proc/{other.pid}/exe', 'rb').read(4)") == repr(b"\x7fELF")
+            assert in_enricher(f"'etc' in os.listdir('/proc/{other.pid}/root')") == "True"
+        finally:
+            other.kill()
 
 
 SENSOR = "import hyperscan\nenter_sensor()\n"

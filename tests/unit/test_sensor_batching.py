@@ -1,10 +1,12 @@
 """Batches and the replay source, without a kernel."""
 
+import pytest
+
 from tocsin.api.event.v1 import batch_pb2, event_pb2
 from tocsin.config import SensorConfig
 from tocsin.kernel.replay import MAX_GAP_NS, ROUND_PAUSE_NS, ReplaySource, open_replay
 from tocsin.kernel.source import Drained, SourceCounters
-from tocsin.processes.batching import Batcher, Losses
+from tocsin.processes.batching import Batcher, Losses, tells_context
 
 RING_FULL, EXEC = event_pb2.LOSS_REASON_RING_FULL, event_pb2.EVENT_TYPE_EXEC
 
@@ -105,3 +107,24 @@ def test_a_malformed_record_is_a_loss_event_that_does_not_count_as_an_event() ->
     batch = batch_pb2.Batch.FromString(queued.payload)
     assert [e.loss.reason for e in batch.events] == [event_pb2.LOSS_REASON_MALFORMED]
     assert batch.header.event_count == 0
+
+
+def test_contexts_and_nothing_else_are_taken_from_an_enricher() -> None:
+    told = batch_pb2.BatchHeader(executables=[batch_pb2.Executable(inode=1)], containers=[batch_pb2.Container(id="c")])
+    payload = told.SerializeToString()
+    assert tells_context(payload)
+    assert tells_context(b"")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        batch_pb2.BatchHeader(host_id="another").SerializeToString(),
+        batch_pb2.BatchHeader(containers=[batch_pb2.Container(id="c")], end_position=9).SerializeToString(),
+        batch_pb2.BatchHeader(containers=[batch_pb2.Container(id="c")]).SerializeToString()[:-1],
+        b"\x7a",
+        b"\xff" * 10,
+    ],
+)
+def test_what_is_no_context_is_not_taken(payload: bytes) -> None:
+    assert not tells_context(payload)

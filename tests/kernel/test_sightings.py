@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,20 +161,23 @@ def test_somebody_new_is_told_everything_again(sensor: Sensor, watch: Watch, pro
         assert later.one(third.pid).executable == Request(expected(program), third.pid, bytes(program))
 
 
-def test_what_found_the_ring_full_is_sighted_later(watch: Watch, tmp_path: Path) -> None:
+def test_what_found_the_ring_full_is_sighted_later(watch: Watch, acts: Acts, tmp_path: Path) -> None:
     folder = tmp_path.joinpath(*["d" * 250] * 14)
     folder.mkdir(parents=True)
-    filler, late = (Path(shutil.copy("/bin/true", folder / name)) for name in ("filler", "late"))
+    filler, late = (acts.copy("hold", folder / name) for name in ("filler", "late"))
     for number in range(watch.size_bytes // len(bytes(filler)) + 1):
         os.utime(filler, ns=(0, number + 1))
-        subprocess.run([filler], check=True)
-    with subprocess.Popen([late]) as lost:
-        lost.wait()
+        run(filler)
+    lost = run(late)
     watch.drain()
-    assert not watch.of(lost.pid)
-    with subprocess.Popen([late]) as seen:
-        seen.wait()
-    assert watch.one(seen.pid).executable is not None
+    assert not watch.of(lost)
+    assert watch.one(run(late)).executable is not None
+
+
+def run(program: Path) -> int:
+    """Runs it to its end; the pid that it had."""
+    with Held([str(program)]) as held:
+        return held.pid  # type: ignore[no-any-return]
 
 
 def test_nothing_is_sighted_for_nobody(program: Path) -> None:

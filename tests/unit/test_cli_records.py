@@ -1,5 +1,6 @@
 """Events as people and programs see them, and recordings on disk."""
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator

@@ -14,5 +14,6 @@
 #include "programs/seed.h"
 #include "programs/tamper.h"
 #include "programs/tcp.h"
+#include "programs/uring.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

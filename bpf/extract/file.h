@@ -74,6 +74,16 @@ _Static_assert(TOCSIN_PATH_FLAG_PATH_UNREADABLE << SOURCE_BITS ==
 /* An offset in the record and bits of path_flags in one number: what a global function returns. */
 #define WITH_FLAGS(at, flags) ((u64)(flags) << 32 | (u32)(at))
 
+/* Beside a tag: the address is that of the kernel's own copy of what the process passed. */
+#define COPIED 0x10000
+
+/* Text in the memory of the process, or the kernel's copy of it; the result is the helpers'. */
+static __always_inline long read_text(void *to, u32 size, u64 address, u32 tag)
+{
+	return tag & COPIED ? bpf_probe_read_kernel_str(to, size, (void *)address) :
+			      bpf_probe_read_user_str(to, size, (void *)address);
+}
+
 /* Moves the last PATH_BYTES - 1 of `used` bytes to the front. */
 static __always_inline void keep_tail(struct scratch *s, u64 text, u64 used)
 {
@@ -88,29 +98,29 @@ static __always_inline void keep_tail(struct scratch *s, u64 text, u64 used)
 }
 
 /*
- * Appends a path that the current task passed to a system call, as a field with a tag of two bytes:
+ * Appends a path that the current task passed to the kernel, as a field with a tag of two bytes:
  * behind the directory where it begins, "" as that directory itself (AT_EMPTY_PATH). What the
  * process named is kept: links and dots stay. A path that does not fit PATH_BYTES loses its head.
  * Returns WITH_FLAGS. Global, like walk_path, so that it is verified once.
  */
-__noinline u64 put_user_path(u64 begin, u64 address, int dirfd, u16 tag, u32 slot)
+__noinline u64 put_user_path(u64 begin, u64 address, int dirfd, u32 tag, u32 slot)
 {
 	struct scratch *s = scratch_of(slot);
 	u32 flags = TOCSIN_PATH_FLAG_PATH_AS_GIVEN;
 	struct long_field *field;
 	struct path path;
 	long length;
-	u8 *to, first = 0;
+	u8 *to, first[2] = {};
 	u64 at, used;
 	bool cut;
 
 	if (!s || begin > RECORD_BYTES - 2 * PATH_BYTES - sizeof(*field))
 		return RECORD_BYTES + 1;
-	if ((address && bpf_probe_read_user(&first, 1, (void *)address)) ||
-	    !start_of_path((void *)bpf_get_current_task(), dirfd, first == '/', &path))
+	if ((address && read_text(first, sizeof(first), address, tag) < 0) ||
+	    !start_of_path((void *)bpf_get_current_task(), dirfd, *first == '/', &path))
 		return WITH_FLAGS(begin, TOCSIN_PATH_FLAG_PATH_UNREADABLE);
 	at = append_path(s, begin, tag, &path, &cut);
-	if (!first)
+	if (!*first)
 		return WITH_FLAGS(at, cut ? TOCSIN_PATH_FLAG_PATH_TRUNCATED : 0);
 	if (cut)
 		flags |= TOCSIN_PATH_FLAG_PATH_TRUNCATED;
@@ -122,9 +132,9 @@ __noinline u64 put_user_path(u64 begin, u64 address, int dirfd, u16 tag, u32 slo
 		return RECORD_BYTES + 1;
 	field = (void *)(s->record + begin);
 	to = s->record + begin + sizeof(*field) + used;
-	if (first != '/')
+	if (*first != '/')
 		*to++ = '/', used++;
-	length = bpf_probe_read_user_str(to, PATH_BYTES, (void *)address);
+	length = read_text(to, PATH_BYTES, address, tag);
 	if (length < 0)
 		return WITH_FLAGS(begin, TOCSIN_PATH_FLAG_PATH_UNREADABLE);
 	used += length ? length - 1 : 0;
@@ -139,7 +149,7 @@ __noinline u64 put_user_path(u64 begin, u64 address, int dirfd, u16 tag, u32 slo
 }
 
 /* The same, as append functions go; `bits`: PATH_BITS or SOURCE_BITS. */
-static __always_inline u64 append_user_path(struct scratch *s, u64 at, u16 tag, int dirfd,
+static __always_inline u64 append_user_path(struct scratch *s, u64 at, u32 tag, int dirfd,
 					    u64 address, u32 bits, u32 *flags)
 {
 	u64 end = put_user_path(at, address, dirfd, tag, s->slot);
@@ -149,7 +159,7 @@ static __always_inline u64 append_user_path(struct scratch *s, u64 at, u16 tag, 
 }
 
 /* Appends text of the task where a path could stand: what a symbolic link says, a device. */
-static __always_inline u64 append_user_text(struct scratch *s, u64 at, u16 tag, u64 address,
+static __always_inline u64 append_user_text(struct scratch *s, u64 at, u32 tag, u64 address,
 					    u32 bits, u32 *flags)
 {
 	struct long_field *field;
@@ -159,8 +169,7 @@ static __always_inline u64 append_user_text(struct scratch *s, u64 at, u16 tag, 
 	if (at > RECORD_BYTES - PATH_BYTES - sizeof(*field))
 		return RECORD_BYTES + 1;
 	field = (void *)(s->record + at);
-	length = bpf_probe_read_user_str(s->record + at + sizeof(*field), PATH_BYTES,
-					 (void *)address);
+	length = read_text(s->record + at + sizeof(*field), PATH_BYTES, address, tag);
 	if (length < 1) {
 		*flags |= TOCSIN_PATH_FLAG_PATH_UNREADABLE << bits;
 		return at;
@@ -189,7 +198,7 @@ static __always_inline u64 append_kernel_text(struct scratch *s, u64 at, u16 tag
 }
 
 /* Appends a string of the task as a field with a tag of one byte and at most 255 bytes. */
-static __always_inline u64 append_user_string(struct scratch *s, u64 at, u8 tag, u64 address,
+static __always_inline u64 append_user_string(struct scratch *s, u64 at, u32 tag, u64 address,
 					      u32 most)
 {
 	struct short_field *field;
@@ -199,8 +208,7 @@ static __always_inline u64 append_user_string(struct scratch *s, u64 at, u8 tag,
 	if (at > RECORD_BYTES - 512)
 		return RECORD_BYTES + 1;
 	field = (void *)(s->record + at);
-	length =
-		bpf_probe_read_user_str(s->record + at + sizeof(*field), most + 1, (void *)address);
+	length = read_text(s->record + at + sizeof(*field), most + 1, address, tag);
 	if (length <= 1)
 		return at;
 	field->tag = tag;

@@ -34,16 +34,21 @@ static __always_inline bool is_tcp(struct sock *sk)
 	return BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP_NUMBER && is_inet(family);
 }
 
-/* The socket behind a descriptor of the task, NULL when there is none. */
-static __always_inline struct sock *socket_of_fd(struct task_struct *task, int fd)
+/* The socket of a file, NULL when it is none. */
+static __always_inline struct sock *socket_of_file(struct file *file)
 {
-	struct file *file = file_of_fd(task, fd);
 	struct socket *socket;
 
 	if (!file || (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
 		return NULL;
 	socket = BPF_CORE_READ(file, private_data);
 	return BPF_CORE_READ(socket, sk);
+}
+
+/* The socket behind a descriptor of the task, NULL when there is none. */
+static __always_inline struct sock *socket_of_fd(struct task_struct *task, int fd)
+{
+	return socket_of_file(file_of_fd(task, fd));
 }
 
 /*

@@ -110,6 +110,50 @@ struct flow {
 	u32 padding;
 };
 
+/* What an act on files is told with. */
+struct file_act {
+	/* Where the path comes from: this file, else directory and address. */
+	struct file *file;
+	u64 path;
+	u64 source;
+	u64 attribute;
+	u64 size;
+	int directory;
+	int source_directory;
+	/* What the addresses are: 0 of the process's memory, COPIED of the kernel's. */
+	u32 copied;
+	/* Of a read: the verdict on the names of the file. */
+	u32 names;
+	u32 open_flags;
+	u32 mode;
+	u32 uid;
+	u32 gid;
+	u32 error;
+	u32 event_flags;
+	u8 type;
+	/* The source is text, not a path to be made absolute. */
+	u8 source_is_text;
+	u8 padding[6];
+};
+
+/* An act on files that was asked for through io_uring and is not done yet. */
+#define MAX_REQUESTS  4096
+#define REQUEST_BYTES 1024
+struct request_key {
+	/* The ring's address, and the number that the process gave to what it asked for. */
+	u64 ring;
+	u64 user_data;
+};
+struct request {
+	/* That of the kernel's struct io_kiocb: several may have one number. */
+	u64 address;
+	u32 type;
+	u32 length;
+	struct owner owner;
+	/* The event's body. */
+	u8 body[REQUEST_BYTES];
+};
+
 /* Never read or written: puts the wire structs into the object's BTF, which a test compares with
  * the schema. */
 #define WIRE_MEMBER(name) struct wire_##name name;
@@ -123,6 +167,8 @@ struct scratch {
 	struct image image;
 	struct connection connection;
 	struct owner owner;
+	struct file_act file_act;
+	struct request request;
 	u8 record[RECORD_BYTES];
 	/* Paths are built from the end; the tail takes what a masked offset may overrun. */
 	union {
@@ -328,6 +374,14 @@ struct {
 	__type(key, u64);
 	__type(value, struct owner);
 } owners SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_REQUESTS);
+	__type(key, struct request_key);
+	__type(value, struct request);
+} requests SEC(".maps");
 
 /* (network namespace << 16 | port) of listening sockets: filled and read while seeding only. */
 struct {

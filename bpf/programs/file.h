@@ -34,28 +34,6 @@
 /* The chown of 32-bit processes with 16-bit ids has a lower number than chown32 and lchown32. */
 #define LCHOWN32 198
 
-/* What an act on files is told with. */
-struct file_act {
-	u8 type;
-	/* Where the path comes from: this file, else directory and address in the process. */
-	struct file *file;
-	int directory;
-	u64 path;
-	int source_directory;
-	u64 source;
-	/* The source is text, not a path to be made absolute. */
-	bool source_is_text;
-	u64 attribute;
-	/* Of a read: the verdict on the names of the file. */
-	u32 names;
-	u32 open_flags;
-	u32 mode;
-	u32 uid;
-	u32 gid;
-	u64 size;
-	u32 error;
-};
-
 #define NOTHING_KNOWN                                                                     \
 	{                                                                                 \
 		.directory = AT_FDCWD, .source_directory = AT_FDCWD, .uid = -1, .gid = -1 \
@@ -210,18 +188,18 @@ static __always_inline u64 append_path_of_act(struct scratch *s, u64 at, struct 
 	if (act->file)
 		return append_file_path(s, at, TOCSIN_TAG_FILE_PATH, act->file,
 					TOCSIN_PATH_FLAG_PATH_TRUNCATED, flags);
-	return append_user_path(s, at, TOCSIN_TAG_FILE_PATH, act->directory, act->path, PATH_BITS,
-				flags);
+	return append_user_path(s, at, TOCSIN_TAG_FILE_PATH | act->copied, act->directory,
+				act->path, PATH_BITS, flags);
 }
 
 static __always_inline u64 append_source_of_act(struct scratch *s, u64 at, struct file_act *act,
 						u32 *flags)
 {
 	if (act->source_is_text)
-		return append_user_text(s, at, TOCSIN_TAG_FILE_SOURCE, act->source, SOURCE_BITS,
-					flags);
-	return append_user_path(s, at, TOCSIN_TAG_FILE_SOURCE, act->source_directory, act->source,
-				SOURCE_BITS, flags);
+		return append_user_text(s, at, TOCSIN_TAG_FILE_SOURCE | act->copied, act->source,
+					SOURCE_BITS, flags);
+	return append_user_path(s, at, TOCSIN_TAG_FILE_SOURCE | act->copied, act->source_directory,
+				act->source, SOURCE_BITS, flags);
 }
 
 /* Where the fields of the paths stand in the record; without a source the second is empty. */
@@ -252,17 +230,21 @@ static __always_inline bool passes(struct scratch *s, struct file_act *act,
 	       !is_ignored(s, fields->source, fields->end, SOURCE_BITS, flags);
 }
 
-static __always_inline void tell_file(struct file_act *act)
+/*
+ * Writes the body that the scratch's act describes; returns the record's end, 0: the act is one that
+ * is not told. Global, like walk_path, so that it is verified once.
+ */
+__noinline u64 put_file_body(u64 body, u32 slot)
 {
+	struct scratch *s = scratch_of(slot);
 	struct file_fields fields;
+	struct file_act *act;
 	struct wire_file *w;
 	u32 path_flags = 0;
-	struct scratch *s;
-	u64 body;
 
-	s = begin_act(act->type, &body);
-	if (!s)
-		return;
+	if (!s || body > BODY_LATEST)
+		return RECORD_BYTES + 1;
+	act = &s->file_act;
 	w = FIXED_PART(s, body);
 	put_file_act(w, act);
 	fields.path = body + sizeof(struct long_field) + sizeof(*w);
@@ -270,15 +252,46 @@ static __always_inline void tell_file(struct file_act *act)
 	fields.end = fields.source;
 	if (act->source)
 		fields.end = append_source_of_act(s, fields.source, act, &path_flags);
-	if (!passes(s, act, &fields, path_flags)) {
-		release(s);
-		return;
-	}
+	if (!passes(s, act, &fields, path_flags))
+		return 0;
 	if (act->attribute)
-		fields.end = append_user_string(s, fields.end, TOCSIN_TAG_FILE_ATTRIBUTE,
+		fields.end = append_user_string(s, fields.end,
+						TOCSIN_TAG_FILE_ATTRIBUTE | act->copied,
 						act->attribute, TOCSIN_MAX_FILE_ATTRIBUTE);
 	WIRE_PUT(w, path_flags, path_flags);
-	submit_act(s, act->type, body, fields.end);
+	return close_body(s, body, fields.end, BODY_TAG(act->type));
+}
+
+/* The act's type, with a bound for the verifier, who does not know what stands in memory. */
+static __always_inline u8 type_of(struct file_act *act)
+{
+	u64 type = act->type;
+
+	BARRIER(type);
+	return type & (EVENT_TYPES - 1);
+}
+
+/* Ends a record with the act's body; an act that is not told gives it up. */
+static __always_inline void end_file(struct scratch *s, u64 body, struct file_act *act)
+{
+	u64 end;
+
+	flag(s, act->event_flags);
+	s->file_act = *act;
+	end = put_file_body(body, s->slot);
+	if (end)
+		submit(s, type_of(act), end);
+	else
+		release(s);
+}
+
+static __always_inline void tell_file(struct file_act *act)
+{
+	u64 body;
+	struct scratch *s = begin_act(type_of(act), &body);
+
+	if (s)
+		end_file(s, body, act);
 }
 
 /* Files and block devices, and memory as a device; no terminals, pipes, sockets and the like. */

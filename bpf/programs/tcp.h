@@ -31,6 +31,7 @@ struct tcp_facts {
 	u8 outcome;
 	bool fin_written;
 	u32 error;
+	u32 event_flags;
 };
 
 static __always_inline u64 append_tcp(struct scratch *s, u64 at, struct sock *sk,
@@ -87,9 +88,25 @@ static __always_inline void tell(struct sock *sk, struct connection *connection,
 	s = begin(facts->type, &at);
 	if (!s)
 		return;
+	flag(s, facts->event_flags);
 	at = append_owner(s, at, &connection->owner);
 	at = append_tcp(s, at, sk, connection, facts);
 	submit(s, facts->type, at);
+}
+
+/*
+ * Whether the current task is in the system call connect, not in io_uring's way to the same. Kernels
+ * that cannot tell (before 5.15) say yes.
+ */
+static __always_inline bool is_in_connect_call(void)
+{
+	bool compat;
+	u32 act;
+
+	if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs))
+		return true;
+	act = act_of(syscall_number((void *)bpf_task_pt_regs(bpf_get_current_task_btf())), &compat);
+	return act == ACT_CONNECT || act == ACT_SOCKETCALL;
 }
 
 /* connect(2): the kernel is in the process's context, the outcome is not known yet. */
@@ -101,7 +118,8 @@ static __always_inline void begin_connect(struct sock *sk)
 	struct connection *connection;
 	struct scratch *s = claim();
 
-	bpf_map_update_elem(&connects, &thread, &address, BPF_ANY);
+	if (is_in_connect_call())
+		bpf_map_update_elem(&connects, &thread, &address, BPF_ANY);
 	if (!s) {
 		COUNT_LOST(TOCSIN_EVENT_TYPE_TCP_CONNECT, lost_scratch_busy);
 		return;
@@ -196,21 +214,20 @@ int BPF_PROG(on_tcp_state, struct sock *sk, int old_state, int state)
 	return 0;
 }
 
-SEC("tp_btf/sys_exit")
-int act_accept(unsigned long long *ctx)
+/*
+ * The current task has got this socket by accept, if it is a connection that nobody has. Global, so
+ * that it is verified once.
+ */
+__noinline int tell_accept(u64 address, u32 event_flags)
 {
 	struct tcp_facts facts = {.type = TOCSIN_EVENT_TYPE_TCP_ACCEPT,
-				  .outcome = TOCSIN_CONNECT_OUTCOME_ESTABLISHED};
+				  .outcome = TOCSIN_CONNECT_OUTCOME_ESTABLISHED,
+				  .event_flags = event_flags};
+	struct sock *sk = (void *)address;
 	struct connection *connection;
-	struct task_struct *task;
 	struct scratch *s;
-	struct sock *sk;
 	u8 state;
 
-	if ((long)ctx[1] < 0)
-		return 0;
-	task = (void *)bpf_get_current_task();
-	sk = socket_of_fd(task, ctx[1]);
 	if (!sk || !is_tcp(sk) || find_connection(sk))
 		return 0;
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
@@ -221,12 +238,20 @@ int act_accept(unsigned long long *ctx)
 		COUNT_LOST(TOCSIN_EVENT_TYPE_TCP_ACCEPT, lost_scratch_busy);
 		return 0;
 	}
-	connection = new_connection(s, task, TOCSIN_DIRECTION_INBOUND);
+	connection = new_connection(s, (void *)bpf_get_current_task(), TOCSIN_DIRECTION_INBOUND);
 	if (state != TCP_CLOSE) /* reset before it was accepted: there is no end to come */
 		store_connection(connection, sk, BPF_ANY);
 	tell(sk, connection, &facts);
 	release(s);
 	return 0;
+}
+
+SEC("tp_btf/sys_exit")
+int act_accept(unsigned long long *ctx)
+{
+	if ((long)ctx[1] < 0)
+		return 0;
+	return tell_accept((u64)socket_of_fd((void *)bpf_get_current_task(), ctx[1]), 0);
 }
 
 /* A connect that ended before the socket's state changed, or changed back without an error in it. */

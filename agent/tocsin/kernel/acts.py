@@ -119,13 +119,27 @@ class Hook:
     program: str
     types: frozenset[int]
     tracepoint: str = ""
-    """What the kernel must have; empty: every kernel has it."""
+    """What the kernel must have, as libbpf.has_tracepoints takes it; empty: every kernel has it."""
     cgroup: bool = False
     """It sees the packets of a control group; there must be a cgroup2 hierarchy."""
 
 
 _CONNECTIONS: Final = _types("TCP_CONNECT", "TCP_ACCEPT", "TCP_CLOSE")
 _DNS: Final = _types("DNS_QUERY", "DNS_ANSWER")
+_FILE_REQUESTS: Final = _types(
+    "FILE_WRITE",
+    "FILE_CREATE",
+    "FILE_READ",
+    "FILE_DELETE",
+    "FILE_RENAME",
+    "FILE_LINK",
+    "FILE_SYMLINK",
+    "DIRECTORY_CREATE",
+    "FILE_XATTR",
+    "FILE_TRUNCATE",
+)
+_REQUESTS: Final = _FILE_REQUESTS | _types("TCP_ACCEPT", "TCP_CLOSE")
+"""What is told of io_uring: it needs to see requests end."""
 
 HOOKS: Final = (
     # DNS over TCP needs to know whose the connection is.
@@ -136,6 +150,14 @@ HOOKS: Final = (
     Hook("on_signal", _types("SIGNAL")),
     Hook("on_module_load", _types("MODULE_LOAD"), "module_load"),
     Hook("on_module_unload", _types("MODULE_UNLOAD"), "module_free"),
+    # One of each kind fits: what io_uring's tracepoints tell has changed.
+    Hook("on_uring_submit", _FILE_REQUESTS, "io_uring_submit_req"),
+    Hook("on_uring_sqe", _FILE_REQUESTS, "io_uring_submit_sqe(io_kiocb *)"),
+    Hook("on_uring_sqe_5", _FILE_REQUESTS, "io_uring_submit_sqe(void *, void *, u8)"),
+    Hook("on_uring_complete", _REQUESTS, "io_uring_complete(_, void *, io_uring_cqe *)"),
+    Hook("on_uring_complete_6", _REQUESTS, "io_uring_complete(void *, void *, u64, int, unsigned int)"),
+    Hook("on_uring_complete_5", _REQUESTS, "io_uring_complete(void *, u64, int, unsigned int)"),
+    Hook("on_uring_overflow", _REQUESTS, "io_uring_cqe_overflow"),
 )
 """Beside those for processes, which are always there: the others need what they keep."""
 

@@ -15,6 +15,7 @@ from tocsin.errors import KernelError
 
 SONAME: Final = "libbpf.so.1"
 LOG_LINES: Final = 12
+BTF_POINTER, BTF_TYPEDEF, BTF_CONST = 2, 8, 10
 _PRINT = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _FUNCTIONS: Final = (
     ("libbpf_set_print", c_void_p, (c_void_p,)),
@@ -41,6 +42,8 @@ _FUNCTIONS: Final = (
     ("libbpf_num_possible_cpus", c_int, ()),
     ("btf__load_vmlinux_btf", c_void_p, ()),
     ("btf__find_by_name_kind", c_int, (c_void_p, c_char_p, c_uint32)),
+    ("btf__type_by_id", POINTER(c_uint32), (c_void_p, c_uint32)),
+    ("btf__name_by_offset", c_char_p, (c_void_p, c_uint32)),
     ("btf__free", None, (c_void_p,)),
 )
 
@@ -182,15 +185,49 @@ def _attach(program: int, section: str, cgroup: Path | None) -> int | None:
     return int(link) if link else None
 
 
-def has_tracepoints(names: Collection[str]) -> set[str]:
-    """Those of the tracepoints that the running kernel's BTF has."""
+def has_tracepoints(texts: Collection[str]) -> set[str]:
+    """Those of the tracepoints that the running kernel's BTF has.
+
+    A text is a name, or name and arguments as far as they matter: `sched_process_exit(task_struct *, bool)`; of an
+    argument `_` any type will do.
+    """
     btf = bpf().btf__load_vmlinux_btf()
     if not btf:
         raise KernelError(f"cannot read the kernel's BTF: {os.strerror(ctypes.get_errno())}")
-    kind = 8  # BTF_KIND_TYPEDEF
-    found = {name for name in names if bpf().btf__find_by_name_kind(btf, f"btf_trace_{name}".encode(), kind) > 0}
+    found = {text for text in texts if _has_tracepoint(btf, text)}
     bpf().btf__free(btf)
     return found
+
+
+def _has_tracepoint(btf: int, text: str) -> bool:
+    name, _, arguments = text.rstrip(")").partition("(")
+    number = bpf().btf__find_by_name_kind(btf, f"btf_trace_{name}".encode(), BTF_TYPEDEF)
+    if number <= 0 or not arguments:
+        return bool(number > 0)
+    expected = arguments.split(", ")
+    got = _argument_types(btf, number)
+    return len(got) >= len(expected) and all(e in ("_", g) for e, g in zip(expected, got, strict=False))
+
+
+def _argument_types(btf: int, number: int) -> list[str]:
+    """Of a tracepoint: its type is a pointer to a function, whose first argument is not the tracepoint's."""
+    pointer = bpf().btf__type_by_id(btf, number)[2]
+    function = bpf().btf__type_by_id(btf, bpf().btf__type_by_id(btf, pointer)[2])
+    return [_type_name(btf, function[3 + 2 * i + 1]) for i in range(1, function[1] & 0xFFFF)]
+
+
+def _type_name(btf: int, number: int) -> str:
+    """As C has it, without struct and const. struct btf_type: name, info, type or size."""
+    if number == 0:
+        return "void"
+    name, info, kind_or_size = bpf().btf__type_by_id(btf, number)[:3]
+    kind = info >> 24 & 0x1F
+    if kind == BTF_POINTER:
+        return f"{_type_name(btf, kind_or_size)} *"
+    if kind == BTF_CONST:
+        return _type_name(btf, kind_or_size)
+    found: bytes = bpf().btf__name_by_offset(btf, name)
+    return found.decode()
 
 
 def max_entries(map_fd: int) -> int:

@@ -12,7 +12,7 @@ from typing import Final, Self
 
 from bench import libbpf
 from bench.figures import LeftOutError
-from bench.timing import Cpu, cpu_of
+from bench.timing import Cpu, cpu_of, cpu_of_ended_children
 
 from tocsin.api.control.v1 import control_service_pb2 as control
 from tocsin.api.event.v1 import batch_pb2
@@ -94,8 +94,22 @@ class AgentUnderTest:
             raise LeftOutError(f"a process of the agent ended meanwhile: {self._last_words()}") from error
 
     def cpu_seconds(self) -> float:
-        """What all of them took so far."""
-        return sum(cpu.seconds for cpu in self.cpu().values())
+        """What all processes took so far, those included that ended and were replaced."""
+        monitor = self._process.pid
+        children = Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()
+        try:
+            alive = sum(map(cpu_of, [monitor, *map(int, children)]), Cpu())
+        except OSError:
+            return self.cpu_seconds()  # one ended in between: now it counts with the ended
+        return (alive + cpu_of_ended_children(monitor)).seconds
+
+    def replaced(self) -> int:
+        """Processes that ended and were started again. Raises TocsinError."""
+        return sum(process.restarts for process in self.status().processes)
+
+    def refresh(self) -> None:
+        """Finds the pids of what was replaced. Raises LeftOutError when the agent does not get well."""
+        self.pids = self._wait()
 
     def ring_id(self) -> int:
         """The id of its ring buffer's map."""

@@ -1,6 +1,6 @@
 """Section `ladder`: what each storm costs with nobody watching, with ever more of the agent, and with auditd."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
@@ -41,20 +41,22 @@ def measure(*, quick: bool) -> Figures:
     with ExitStack() as stack:
         audit, absent = _audit(stack)
         rungs = [NOBODY, *EVENTS, *([AUDITD] if audit else [])]
-        rounds = [each for each in _rounds(workloads, rungs, cpus, audit, wanted) if NOBODY in each]
+        failed: set[str] = set()
+        measured = _rounds(rungs, wanted, lambda rung: _rung(workloads, rung, cpus, audit, failed))
+        rounds = [each for each in measured if NOBODY in each]
     if not rounds:
-        raise LeftOutError("another agent's eBPF programs were attached in every round: end it")
+        raise LeftOutError(f"no round could be measured: {'; '.join(failed)}")
     pairs = {rung: [(each[NOBODY], each[rung]) for each in rounds if rung in each] for rung in rungs}
     counted = ", ".join(f"{rung} {len(each)}" for rung, each in pairs.items())
     runs = sum(map(len, pairs.values())) * len(COUNTS)
     notes = [
         f"medians of the ratios within a round; rounds: {counted}; operations a run: {COUNTS}",
-        "a rung is left out of a round when another agent's eBPF programs were attached meanwhile",
+        *(f"a rung was left out of a round: {reason}" for reason in sorted(failed)),
         (
             f"a run is repeated up to {TRIES} times when neighbours keep more than {NEIGHBOURS_MAX} CPUs busy; "
             f"{_disturbed(pairs)} of {runs} runs are disturbed all the same"
         ),
-        f"the workload is pinned to CPU {storm.WORKLOAD_CPU}, who watches to the other {len(cpus)}; nobody subscribes",
+        f"the workload is pinned to CPU {storm.WORKLOAD_CPU}, who watches to {cpus}; nobody subscribes",
         (
             "CPU: the workload and what the kernel does in its name, eBPF programs and audit records included; "
             "watcher: all the agent's processes, or auditd and kauditd"
@@ -71,28 +73,30 @@ def _audit(stack: ExitStack) -> tuple[Audit | None, str]:
         return None, str(reason)
 
 
-def _rounds(
-    workloads: Path, rungs: Sequence[str], cpus: Sequence[int], audit: Audit | None, wanted: int
-) -> Iterator[dict[str, Rung]]:
-    """As many rounds as are wanted, and up to as many again while rungs were left out of some."""
+def _rounds(rungs: Sequence[str], wanted: int, measured: Callable[[str], Rung | None]) -> Iterator[dict[str, Rung]]:
+    """As many complete rounds as are wanted; up to as many again, while rungs fail in some."""
     complete = 0
     for turn in range(2 * wanted):
         if complete == wanted:
             return
         at = turn % len(rungs)
-        found = {name: _rung(workloads, name, cpus, audit) for name in (*rungs[at:], *rungs[:at])}
-        undisturbed = {name: runs for name, runs in found.items() if runs}
-        complete += len(undisturbed) == len(rungs)
-        yield undisturbed
+        found = {rung: runs for rung in (*rungs[at:], *rungs[:at]) if (runs := measured(rung))}
+        complete += len(found) == len(rungs)
+        yield found
 
 
-def _rung(workloads: Path, name: str, cpus: Sequence[int], audit: Audit | None) -> Rung | None:
-    """Every storm once; None when another agent's programs were attached before or after."""
-    if not settled():
-        return None
-    with storm.watching(name, cpus, audit) as watcher:
-        runs = {each: _quiet_run(workloads, each, watcher) for each in COUNTS}
-        return None if others_attached(watcher.programs) else runs
+def _rung(workloads: Path, name: str, cpus: Sequence[int], audit: Audit | None, failed: set[str]) -> Rung | None:
+    """Every storm once; None, and the reason in `failed`, when that does not work or others disturb."""
+    try:
+        if settled():
+            with storm.watching(name, cpus, audit) as watcher:
+                runs = {each: _quiet_run(workloads, each, watcher) for each in COUNTS}
+                if not others_attached(watcher.programs):
+                    return runs
+        failed.add("another agent's eBPF programs were attached")
+    except LeftOutError as reason:
+        failed.add(str(reason))
+    return None
 
 
 def _quiet_run(workloads: Path, name: str, watcher: storm.Watcher) -> Run:
@@ -118,7 +122,7 @@ def _rows(pairs: Pairs) -> Iterator[list[str | float]]:
         both = {rung: [runs[name].both / base[name].both for base, runs in each] for rung, each in pairs.items()}
         for rung, each in pairs.items():
             if not each:
-                yield [name, rung, "disturbed in every round", *[""] * (len(COLUMNS) - 3)]
+                yield [name, rung, "in no round", *[""] * (len(COLUMNS) - 3)]
                 continue
             yield [
                 name,

@@ -49,12 +49,12 @@ def measure(*, quick: bool) -> Figures:
     samples = Samples()
     with AgentUnderTest() as agent, tempfile.TemporaryDirectory(prefix="tocsin-bench-") as folder:
         rounds = _watch_churn(agent, Path(folder), samples, minutes)
-        status = agent.status()
+        status, replaced = agent.status(), agent.replaced()
     lost = sum(loss.count for counter in status.counters for loss in counter.lost)
     notes = [
         (
             f"{rounds} rounds of {CHURN} and of one exec of a program that was never seen before; "
-            f"{status.events_evaluated} events evaluated, {lost} counted lost"
+            f"{status.events_evaluated} events evaluated, {lost} counted lost, {replaced} processes replaced"
         ),
         f"a sample each {SAMPLE_S:g} s; the first sixth is left out, for caches fill in it",
         (
@@ -92,6 +92,7 @@ def _churn(workloads: Path, folder: Path, number: int) -> None:
 
 
 def _sample(agent: AgentUnderTest, samples: Samples, minute: float) -> None:
+    agent.refresh()
     tables = _tables(agent.programs())
     held: dict[str, float] = {}
     for role, pid in agent.pids.items():

@@ -124,19 +124,20 @@ def measure(*, quick: bool) -> Figures:
         ),
         (
             "counted lost, Tocsin: events of this type or of none, other processes' included; "
-            "auditd: records that the kernel lost, several of which make an act"
+            "auditd: records that the kernel lost, several of which make an act. Where audit is not on from the boot, "
+            "records that auditd does not take within half a second go to the kernel's log instead and are not counted"
         ),
         (
             "watcher: all the agent's processes, or auditd and kauditd, until the last act had come; "
             "not the subscriber, nor eBPF programs and records made in the workload's own time"
         ),
-        f"the workload is pinned to CPU {storm.WORKLOAD_CPU}, who watches to the others ({len(cpus)})",
+        f"the workload is pinned to CPU {storm.WORKLOAD_CPU}, who watches to {cpus}",
         *absent,
     ]
     return Figures(f"storms: {acts} acts each at full speed", COLUMNS, sorted(rows, key=lambda row: row[0]), notes)
 
 
-def _under_the_agent(workloads: Path, acts: int, cpus: Sequence[int]) -> tuple[list[Row], Balance]:
+def _under_the_agent(workloads: Path, acts: int, cpus: Sequence[int]) -> tuple[list[Row], str]:
     rows: list[Row] = []
     balance = Balance()
     with AgentUnderTest(cpus) as agent:
@@ -153,7 +154,7 @@ def _under_the_agent(workloads: Path, acts: int, cpus: Sequence[int]) -> tuple[l
             seen = sum(_is_act(event, kind, pid) for each in came for event in each.batch.events)
             lost = sum(loss.count for loss in _losses(came) if loss.event_type in (kind.event, 0))
             rows.append([name, "Tocsin", *_accounted(acts, seen, lost), *_cpu(acts, workload_cpu, took)])
-    return rows, balance
+        return rows, f"{balance}, {agent.replaced()} processes of the agent replaced"
 
 
 def _under_auditd(workloads: Path, acts: int, cpus: Sequence[int]) -> list[Row]:

@@ -35,8 +35,18 @@ class Cpu:
 
 def cpu_of(pid: int) -> Cpu:
     """What a process took so far. Raises OSError when it is gone."""
+    return _cpu_at(pid, 11)
+
+
+def cpu_of_ended_children(pid: int) -> Cpu:
+    """What those children of a process took that have ended. Raises OSError when the process is gone."""
+    return _cpu_at(pid, 13)
+
+
+def _cpu_at(pid: int, first: int) -> Cpu:
+    """Two fields of /proc/PID/stat, counted from behind the name."""
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
-    return Cpu(int(fields[11]) / TICKS_A_SECOND, int(fields[12]) / TICKS_A_SECOND)
+    return Cpu(int(fields[first]) / TICKS_A_SECOND, int(fields[first + 1]) / TICKS_A_SECOND)
 
 
 def in_turns(

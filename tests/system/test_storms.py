@@ -1,4 +1,4 @@
-"""Many acts at full speed: each is received once and none is lost. Execs are in test_agent; more acts: `make storms`."""
+"""Many acts at full speed: each is received once, none is lost. Execs are in test_agent, more acts in `make storms`."""
 
 import os
 import socket

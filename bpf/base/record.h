@@ -30,12 +30,42 @@ static __always_inline struct settings *current_settings(void)
 	return bpf_map_lookup_elem(&settings, &zero);
 }
 
+/*
+ * Before 5.12 there are no atomic instructions that give the old value, and an object that has one
+ * is refused whole: it is compiled without for those kernels. There programs are not preempted, and
+ * an interrupt that comes between two instructions ends before the second.
+ */
+#ifdef BEFORE_5_12
+static __always_inline u32 take(u32 *busy)
+{
+	u32 before = *(volatile u32 *)busy;
+
+	*(volatile u32 *)busy = 1;
+	return before;
+}
+
+static __always_inline u64 next_number(u64 *last)
+{
+	return ++*last;
+}
+#else
+static __always_inline u32 take(u32 *busy)
+{
+	return __sync_lock_test_and_set(busy, 1);
+}
+
+static __always_inline u64 next_number(u64 *last)
+{
+	return __sync_fetch_and_add(last, 1) + 1;
+}
+#endif
+
 /* Claimed by exchange: an interrupt, or a task that preempts this one, takes the next slot. */
 static __always_inline struct scratch *claim_slot(u32 slot)
 {
 	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
 
-	if (!s || __sync_lock_test_and_set(&s->busy, 1))
+	if (!s || take(&s->busy))
 		return NULL;
 	s->slot = slot;
 	return s;
@@ -89,7 +119,7 @@ static __always_inline bool over_limit(struct settings *settings, u8 type)
 static __always_inline u64 count_generated(struct counters *count, u8 type)
 {
 	__sync_fetch_and_add(&count->generated[type], 1);
-	return __sync_fetch_and_add(&count->sequence, 1) + 1;
+	return next_number(&count->sequence);
 }
 
 /* For an event that is lost before its record was begun. */

@@ -55,10 +55,10 @@ static __always_inline struct sock *socket_of_fd(struct task_struct *task, int f
  * Makes the cookie that later events carry; the socket is a tracepoint's argument. Kernels before
  * 5.12 make none for such programs: there a socket has one once it was asked for otherwise.
  */
-#define MAKE_COOKIE(sk)                                                               \
-	do {                                                                          \
-		if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_check_mtu)) \
-			bpf_get_socket_cookie(sk);                                    \
+#define MAKE_COOKIE(sk)                            \
+	do {                                       \
+		if (SINCE_5_12)                    \
+			bpf_get_socket_cookie(sk); \
 	} while (0)
 
 static __always_inline u64 cookie_of(struct sock *sk)

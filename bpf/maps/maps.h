@@ -24,6 +24,8 @@
 #define MAX_PROCESSES   65536
 #define MAX_CONNECTIONS 65536
 #define MAX_LISTENERS   4096
+/* Threads of one process that end at once are told apart only as long as its key is kept. */
+#define MAX_ENDED 4096
 /* Calls of connect under way; the oldest go first. */
 #define MAX_CONNECTS 16384
 /* The same of destinations of UDP sockets, and of UDP sockets. */
@@ -391,6 +393,19 @@ struct {
 	__type(key, u64);
 	__type(value, u8);
 } listeners SEC(".maps");
+
+struct process_key {
+	u64 start_boottime_ns;
+	u64 pid;
+};
+
+/* Processes whose end has been told, where the kernel does not say which thread is the last. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_ENDED);
+	__type(key, struct process_key);
+	__type(value, u8);
+} ended SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -177,12 +177,21 @@ int BPF_PROG(on_fork, struct task_struct *child, u64 clone_flags)
 	return 0;
 }
 
-/* Before 6.16 the count of live threads tells; two that end at once can both see 0. */
+/*
+ * Before 6.16 the count of live threads tells. It falls before this tracepoint is reached, so two
+ * threads that end at once can both see 0: the first one tells.
+ */
 static __always_inline bool group_is_dead(unsigned long long *ctx, struct task_struct *task)
 {
+	struct process_key key = {.pid = task->tgid};
+	u8 yes = 1;
+
 	if (bpf_core_field_exists(struct trace_event_raw_sched_process_exit, group_dead))
 		return ctx[1] & 1;
-	return task->signal->live.counter == 0;
+	if (task->signal->live.counter != 0)
+		return false;
+	key.start_boottime_ns = task->group_leader->start_boottime;
+	return bpf_map_update_elem(&ended, &key, &yes, BPF_NOEXIST) == 0;
 }
 
 SEC("tp_btf/sched_process_exit")

@@ -9,9 +9,8 @@
 #include "programs/tcp.h"
 #include "store/credentials.h"
 
-/* Writes the pid of each process of which it learnt something: it is run until it learns no more. */
-SEC("iter.s/task")
-int seed_images(struct bpf_iter__task *ctx)
+/* Says the pid of a process of which it learnt something. */
+static __always_inline void seed_image(struct bpf_iter__task *ctx, bool may_sleep)
 {
 	struct task_struct *task = ctx->task;
 	struct image_layout layout = {};
@@ -21,28 +20,46 @@ int seed_images(struct bpf_iter__task *ctx)
 	u64 at;
 
 	if (!task || !BPF_CORE_READ(task, mm))
-		return 0;
+		return;
 	if (task->pid != task->tgid) {
 		seed_thread_credentials(task);
-		return 0;
+		return;
 	}
 	pid = task->tgid;
 	image = find_image(pid, task->start_boottime);
 	if (image) {
 		if (complete_ancestors(image, task))
 			bpf_seq_write(ctx->meta->seq, &pid, sizeof(pid));
-		return 0;
+		return;
 	}
 	s = bpf_map_lookup_elem(&scratches, &slot);
 	if (!s)
-		return 0;
+		return;
 	s->slot = SEED_SLOT;
 	at = append_files(s, 0, task, TOCSIN_IMAGE_FLAG_SEEDED, &layout);
-	at = append_argv(s, at, task, &layout, false);
+	if (may_sleep)
+		at = append_argv(s, at, task, &layout, false);
+	else
+		at = leave_out_argv(s, at, &layout);
 	if (at > RECORD_BYTES)
-		return 0;
+		return;
 	store_new_image(s, &layout, task, BPF_NOEXIST);
 	bpf_seq_write(ctx->meta->seq, &pid, sizeof(pid));
+}
+
+/* Run until it learns no more. */
+SEC("iter.s/task")
+int seed_images(struct bpf_iter__task *ctx)
+{
+	seed_image(ctx, true);
+	return 0;
+}
+
+/* Before 5.18 an iterator cannot read the memory of processes. */
+SEC("iter/task")
+int seed_images_without_argv(struct bpf_iter__task *ctx)
+{
+	seed_image(ctx, false);
 	return 0;
 }
 

@@ -328,6 +328,19 @@ static __always_inline u64 append_argv(struct scratch *s, u64 at, struct task_st
 	return layout->end;
 }
 
+/* The image goes without argv, and says so. */
+static __always_inline u64 leave_out_argv(struct scratch *s, u64 at, struct image_layout *layout)
+{
+	u64 begin = layout->begin;
+
+	BARRIER(begin);
+	if (begin > 4096)
+		return RECORD_BYTES + 1;
+	((struct wire_image *)(s->record + begin))->image_flags |= TOCSIN_IMAGE_FLAG_ARGV_TRUNCATED;
+	layout->end = at;
+	return at;
+}
+
 /* argv does not fit: its head and its tail stay. */
 static __always_inline u64 keep_without_middle(struct image *image, const u8 *from, u64 argv,
 					       u64 length)

@@ -13,6 +13,7 @@ import platform
 import struct
 from collections import deque
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,7 @@ from tocsin.kernel.source import Drained, SourceCounters
 from tocsin.ring.drain import Ring
 
 OBJECT: Final = "sensor.bpf.o"
+OLD_OBJECT: Final = "sensor_before_5_12.bpf.o"
 BTF: Final = Path("/sys/kernel/btf/vmlinux")
 MOUNTS: Final = Path("/proc/self/mountinfo")
 CAP_PERFMON: Final = 38
@@ -42,7 +44,8 @@ CAP_SYS_ADMIN: Final = 21
 
 _MAPS: Final = ("events", "counters", "drained", "sightings", "settings", "acts")
 """What a resumed source needs; `acts` loses its programs when nobody holds it."""
-_ITERATORS: Final = ("seed_images", "seed_connections")
+_ITERATORS: Final = 2
+"""Of images, of connections; in this order behind the maps."""
 _PROCESSES: Final = ("on_exec", "on_fork", "on_exit", "on_free")
 """Always attached: what they keep, the others use."""
 _COUNTERS: Final = struct.Struct(f"<Q{EVENT_TYPES * 5}QQQ")
@@ -73,7 +76,8 @@ def open_core(config: SensorConfig, kept_fds: list[int], own_pid: int = 0) -> "C
         return CoreSource(kept_fds, None)
     types = filters.wanted(config.filters.events)
     check_requirements()
-    loaded = libbpf.BpfObject(read_object(OBJECT), OBJECT)
+    name = OBJECT if kernel_version() >= (5, 12) else OLD_OBJECT
+    loaded = libbpf.BpfObject(read_object(name), name)
     loaded.resize("events", config.ring_bytes)
     if not config.enrich:
         for name, least in _OF_ENRICHMENT.items():
@@ -91,14 +95,21 @@ def _start(loaded: libbpf.BpfObject, config: SensorConfig, types: frozenset[int]
     """Loads what the types need, says what is wanted, attaches; the descriptors of `handover`."""
     tellers = acts.wanted_tellers(types)
     hooks, cgroup = _possible_hooks(types)
-    attached = [*_PROCESSES, *_ITERATORS, *(hook.program for hook in hooks), *(["on_syscall"] if tellers else [])]
+    iterators = _iterators()
+    attached = [*_PROCESSES, *iterators, *(hook.program for hook in hooks), *(["on_syscall"] if tellers else [])]
     loaded.keep_only({*attached, *(teller.program for teller in tellers)})
     loaded.load()
     _set_filters(loaded, config, types, own_pid)
     _set_acts(loaded, tellers)
     links = loaded.attach(attached, cgroup)
-    first = [loaded.map_fd(name) for name in _MAPS] + [links.pop(name) for name in _ITERATORS]
+    first = [loaded.map_fd(name) for name in _MAPS] + [links.pop(name) for name in iterators]
     return [*first, *links.values()]
+
+
+def _iterators() -> tuple[str, str]:
+    """Those that read what was there before, as far as this kernel lets them."""
+    reads_memory = libbpf.has_function("bpf_copy_from_user_task")
+    return "seed_images" if reads_memory else "seed_images_without_argv", "seed_connections"
 
 
 def _possible_hooks(types: frozenset[int]) -> tuple[list[acts.Hook], Path | None]:
@@ -154,8 +165,14 @@ def check_requirements() -> None:
     if not BTF.exists():
         raise KernelError(
             f"{BTF} is missing: this kernel ({os.uname().release}) has no BTF (CONFIG_DEBUG_INFO_BTF); "
-            "use your distribution's kernel, 5.11 or newer"
+            "use your distribution's kernel, 5.10 or newer"
         )
+
+
+def kernel_version() -> tuple[int, int]:
+    """Major and minor number of the running kernel."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(takewhile(str.isdigit, minor)))
 
 
 def _status_field(name: str) -> str:
@@ -172,12 +189,12 @@ class CoreSource:
 
     def __init__(self, fds: list[int], loaded: libbpf.BpfObject | None) -> None:
         """`fds`: maps, iterator links, program links, in the order of `handover`."""
-        if len(fds) <= len(_MAPS) + len(_ITERATORS):
+        if len(fds) <= len(_MAPS) + _ITERATORS:
             raise KernelError(f"got {len(fds)} descriptors to resume from: not a handover of this version")
         self._fds = fds
         self._loaded = loaded
         self._ring_fd, self._counters_fd, self._drained_fd, self._sightings_fd, self._settings_fd, _ = fds[: len(_MAPS)]
-        self._images_link, self._connections_link = fds[len(_MAPS) : len(_MAPS) + len(_ITERATORS)]
+        self._images_link, self._connections_link = fds[len(_MAPS) : len(_MAPS) + _ITERATORS]
         self._ring = Ring(self._ring_fd, libbpf.max_entries(self._ring_fd))
         self._position, self._events = _DRAINED.unpack(libbpf.lookup(self._drained_fd, _DRAINED.size)[0])
         self._uncommitted: deque[tuple[int, int]] = deque()

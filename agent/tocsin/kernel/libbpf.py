@@ -15,7 +15,7 @@ from tocsin.errors import KernelError
 
 SONAME: Final = "libbpf.so.1"
 LOG_LINES: Final = 12
-BTF_POINTER, BTF_TYPEDEF, BTF_CONST = 2, 8, 10
+BTF_POINTER, BTF_TYPEDEF, BTF_CONST, BTF_FUNC = 2, 8, 10, 12
 _PRINT = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _FUNCTIONS: Final = (
     ("libbpf_set_print", c_void_p, (c_void_p,)),
@@ -44,7 +44,6 @@ _FUNCTIONS: Final = (
     ("btf__find_by_name_kind", c_int, (c_void_p, c_char_p, c_uint32)),
     ("btf__type_by_id", POINTER(c_uint32), (c_void_p, c_uint32)),
     ("btf__name_by_offset", c_char_p, (c_void_p, c_uint32)),
-    ("btf__free", None, (c_void_p,)),
 )
 
 
@@ -191,12 +190,21 @@ def has_tracepoints(texts: Collection[str]) -> set[str]:
     A text is a name, or name and arguments as far as they matter: `sched_process_exit(task_struct *, bool)`; of an
     argument `_` any type will do.
     """
+    return {text for text in texts if _has_tracepoint(_vmlinux(), text)}
+
+
+def has_function(name: str) -> bool:
+    """Whether the running kernel's BTF has a function; a helper is one."""
+    found: int = bpf().btf__find_by_name_kind(_vmlinux(), name.encode(), BTF_FUNC)
+    return found > 0
+
+
+@cache
+def _vmlinux() -> int:
     btf = bpf().btf__load_vmlinux_btf()
     if not btf:
         raise KernelError(f"cannot read the kernel's BTF: {os.strerror(ctypes.get_errno())}")
-    found = {text for text in texts if _has_tracepoint(btf, text)}
-    bpf().btf__free(btf)
-    return found
+    return int(btf)
 
 
 def _has_tracepoint(btf: int, text: str) -> bool:

@@ -76,7 +76,7 @@ def open_core(config: SensorConfig, kept_fds: list[int], own_pid: int = 0) -> "C
         return CoreSource(kept_fds, None)
     types = filters.wanted(config.filters.events)
     check_requirements()
-    name = OBJECT if kernel_version() >= (5, 12) else OLD_OBJECT
+    name = object_name()
     loaded = libbpf.BpfObject(read_object(name), name)
     loaded.resize("events", config.ring_bytes)
     if not config.enrich:
@@ -169,10 +169,11 @@ def check_requirements() -> None:
         )
 
 
-def kernel_version() -> tuple[int, int]:
-    """Major and minor number of the running kernel."""
+def object_name() -> str:
+    """The object for the running kernel."""
     major, minor = os.uname().release.split(".")[:2]
-    return int(major), int("".join(takewhile(str.isdigit, minor)))
+    version = int(major), int("".join(takewhile(str.isdigit, minor)))
+    return OBJECT if version >= (5, 12) else OLD_OBJECT
 
 
 def _status_field(name: str) -> str:

@@ -17,7 +17,7 @@ import pytest
 from tocsin.config import SensorConfig
 from tocsin.errors import KernelError
 from tocsin.kernel import libbpf
-from tocsin.kernel.core import OBJECT, open_core
+from tocsin.kernel.core import object_name, open_core
 from tocsin.kernel.objects import read_object
 
 ROOT: Final = Path(__file__).parents[3]
@@ -99,7 +99,7 @@ def verified_instructions() -> Iterator[tuple[str, int]]:
 
 def load_each(results: Results) -> None:
     """Loads each program without the others; tells what the verifier says."""
-    opened = libbpf.BpfObject(read_object(OBJECT), OBJECT)
+    opened = libbpf.BpfObject(read_object(object_name()), object_name())
     names = [name for name, _, _ in opened.programs()]
     opened.close()
     for name in names:
@@ -108,7 +108,7 @@ def load_each(results: Results) -> None:
 
 def load_alone(results: Results, wanted: str) -> None:
     """Tells the verifier's last words to one program, and the refusal, empty when it loads."""
-    opened = libbpf.BpfObject(read_object(OBJECT), OBJECT)
+    opened = libbpf.BpfObject(read_object(object_name()), object_name())
     log, refusal = ctypes.create_string_buffer(LOG_BYTES), ""
     for name, _, number in opened.programs():
         program = ctypes.c_void_p(number)

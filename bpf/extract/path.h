@@ -83,9 +83,9 @@ __noinline u64 put_path(u64 vfsmount, u64 dentry, u64 at, u32 tag, u32 slot)
 	if (!vfsmount && !(walked & PATH_CUT))
 		offset += 2; /* the name of the file system's root, and its slash */
 	length = PATH_BYTES - offset;
-	BARRIER(at);
-	if (!s || at > RECORD_BYTES - PATH_BYTES - sizeof(*field))
+	if (!s || at > BODY_MASK - sizeof(*field))
 		return RECORD_BYTES + 1;
+	BOUND(at, BODY_MASK);
 	field = (void *)(s->record + at);
 	to = s->record + at + sizeof(*field);
 	BARRIER(length);

@@ -76,12 +76,15 @@ static __always_inline u32 verdict_of_name(const void *from, u32 size)
 __noinline u64 begin_of_name(u64 end, u32 slot)
 {
 	struct scratch *s = scratch_of(slot);
+	u64 begin;
 
-	if (!s || end < NAME_SEARCH || end > RECORD_BYTES)
+	if (!s || end < NAME_SEARCH || end > BODY_MASK)
 		return NO_NAME;
-	for (u64 i = 1; i < NAME_SEARCH; i++)
-		if (s->record[end - i] == '/')
-			return end - i + 1;
+	begin = end - NAME_SEARCH;
+	BOUND(begin, BODY_MASK);
+	for (u64 i = NAME_SEARCH - 1; i; i--)
+		if (s->record[begin + i] == '/')
+			return begin + i + 1;
 	return NO_NAME;
 }
 

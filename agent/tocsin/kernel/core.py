@@ -80,8 +80,8 @@ def open_core(config: SensorConfig, kept_fds: list[int], own_pid: int = 0) -> "C
     loaded = libbpf.BpfObject(read_object(name), name)
     loaded.resize("events", config.ring_bytes)
     if not config.enrich:
-        for name, least in _OF_ENRICHMENT.items():
-            loaded.resize(name, least)
+        for map_name, least in _OF_ENRICHMENT.items():
+            loaded.resize(map_name, least)
     try:
         source = CoreSource(_start(loaded, config, types, own_pid), loaded)
         prove(source, types)

@@ -173,7 +173,7 @@ class BpfObject:
 def _attach(program: int, section: str, cgroup: Path | None) -> int | None:
     if section.startswith("iter"):
         link = bpf().bpf_program__attach_iter(program, None)
-    elif section.startswith("cgroup"):
+    elif section.startswith(("cgroup", "sockops")):
         fd = os.open(cgroup or "", os.O_RDONLY | os.O_DIRECTORY)
         try:
             link = bpf().bpf_program__attach_cgroup(program, fd)

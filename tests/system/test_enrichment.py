@@ -86,6 +86,15 @@ def test_a_new_executable_is_told_with_its_digests(agent: Agent, program: Path) 
     assert (event.process.exe_dev, event.process.exe_inode) == (told.dev, told.inode)
 
 
+def test_the_status_tells_what_was_hashed(agent: Agent, program: Path) -> None:
+    def hashed() -> int:
+        return next((c.count for c in agent.status().enrichment.counters if c.name == "hashes.files"), 0)
+
+    before = eventually(hashed, "something is hashed")
+    subprocess.run([program], check=True)
+    eventually(lambda: hashed() > before, "one more is hashed")
+
+
 def test_what_ran_before_the_agent_is_told(agent: Agent) -> None:
     interpreter = Path(sys.executable).resolve()
     with agent.subscribed() as stream:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,14 +150,19 @@ sys.exit(main.main(["status", "--socket", {str(agent.config.socket_path)!r}]))
 def test_status_of_a_healthy_agent_is_exit_code_0(agent: SimulatedAgent) -> None:
     processes = (ProcessState(control.ROLE_SENSOR, 7, 3, 0),)
     state = AgentState(control.HEALTH_OK, "", 1, processes, b"\x01" * 32, b"starter [x]", 144, 5)
-    agent.tell_state(state)
+    counted = [control.EnrichmentCounter(name=name, count=n) for name, n in (("hashes.files", 12), ("told.hits", 0))]
+    enrichment = control.EnrichmentStatus(counters=counted).SerializeToString()
+    agent.tell_state(replace(state, enrichment=enrichment))
     done = wait_for_health(agent)
     assert done.returncode == 0
     shown = json.loads(done.stdout)
     assert (shown["health"], shown["release_digest"]) == ("HEALTH_OK", "01" * 32)
+    assert shown["enrichment"]["counters"][0] == {"name": "hashes.files", "count": "12"}
     table = tocsin("status", "--socket", agent.config.socket_path).stdout
     for word in ("ok", "sensor", "pid 7", "3 restarts", "starter [x]", "144 rules, 5 of them inert", "source core"):
         assert word in table
+    assert "hashes.files 12" in table
+    assert "told.hits" not in table
 
 
 def test_status_of_a_degraded_agent_is_exit_code_1(agent: SimulatedAgent) -> None:

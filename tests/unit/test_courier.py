@@ -258,6 +258,15 @@ def test_status_tells_what_the_monitor_told(agent: SimulatedAgent, channel: grpc
     assert status.kernel_release == os.uname().release
 
 
+def test_an_enrichment_that_is_not_readable_does_not_spoil_the_status(
+    agent: SimulatedAgent, channel: grpc.Channel
+) -> None:
+    agent.tell_state(AgentState(health=control.HEALTH_OK, enrichment=b"\xff"))
+    status = wait_for_status(channel)
+    assert status.health == control.HEALTH_OK
+    assert not status.HasField("enrichment")
+
+
 def wait_for_status(channel: grpc.Channel) -> control.GetStatusResponse:
     """The first status with the monitor's word in it."""
     deadline = time.monotonic() + 20

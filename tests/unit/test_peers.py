@@ -1,6 +1,8 @@
 """Channels that a sensor or an evaluator reads, over real sockets."""
 
 import logging
+import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -72,6 +74,20 @@ def test_a_new_peer_replaces_the_former_one(reader: Reader) -> None:
     reader.peers.serve(0)
     assert (reader.got, reader.gone) == ([7], [reader.channel])
     peer.close()
+
+
+def test_a_descriptor_that_is_watched_ends_the_waiting(reader: Reader) -> None:
+    readable, writable = os.pipe()
+    reader.peers.watch(readable)
+    os.write(writable, b"x")
+    began_s = time.monotonic()
+    reader.peers.serve(30)
+    reader.peers.unwatch(readable)
+    assert time.monotonic() - began_s < 10
+    assert not reader.gone
+    os.close(readable)
+    reader.peers.serve(0)
+    os.close(writable)
 
 
 def test_a_peer_that_is_held_is_read_later(reader: Reader) -> None:

@@ -23,6 +23,7 @@ STATES = st.builds(
     start_monotonic_ns=st.integers(0, 2**63 - 1),
     sensor_progress=U64,
     evaluator_progress=U64,
+    enrichment=st.binary(max_size=200),
 )
 
 
@@ -54,6 +55,10 @@ def test_a_state_cut_short_is_a_wire_error(state: AgentState, data: st.DataObjec
 
 def test_long_words_are_cut_to_the_bound() -> None:
     assert len(unpack(AgentState(reason="x" * 5000, release_name=b"y" * 5000).pack()).reason) == 1024
+
+
+def test_an_enrichment_that_is_too_long_is_left_out() -> None:
+    assert unpack(AgentState(reason="kept", enrichment=b"x" * 5000).pack()) == AgentState(reason="kept")
 
 
 def test_more_processes_than_there_can_be_are_refused() -> None:

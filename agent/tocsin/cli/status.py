@@ -62,6 +62,9 @@ def as_table(status: control.GetStatusResponse) -> Table:
     table.add_row("release", _plain(printable(status.release_name)), f"{status.release_rules} rules{inert}, {digest}")
     table.add_row("events", str(status.events_received), f"{status.events_evaluated} evaluated")
     table.add_row("detections", str(status.detections), f"{status.subscribers} subscribers")
+    if counted := [counter for counter in status.enrichment.counters if counter.count]:
+        words = ", ".join(f"{counter.name} {counter.count}" for counter in counted)
+        table.add_row("enrichment", "", _plain(printable(words)))
     _add_counters(table, status)
     return table
 

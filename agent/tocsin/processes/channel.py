@@ -38,7 +38,8 @@ class Kind(IntEnum):
     # of a sensor: a = Source, payload = why it is not the one that was wanted
     READY = 1
     # HEARTBEAT of an evaluator: a = events, b = batches, code = 1 while it waits for the courier;
-    # of a sensor: a = events, b = batches that the evaluator has not acknowledged; payload: opaque
+    # of a sensor: a = events, b = batches that the evaluator has not acknowledged
+    # of an enricher: payload = serialised EnrichmentStatus
     HEARTBEAT = 2
     REFUSED = 3  # evaluator: the release was refused; code = Stage, payload = serialised Refusal
     # monitor -> every child

@@ -59,6 +59,8 @@ class Child:
     code: int = 0
     moved_s: float = 0.0
     """When `b` changed last."""
+    said: bytes = b""
+    """Payload of the last heartbeat, unread."""
 
     @property
     def pid(self) -> int:
@@ -76,6 +78,7 @@ class Child:
         if message.b != self.b or not self.heard_s or message.code:
             self.moved_s = now_s
         self.heard_s, self.a, self.b, self.code = now_s, message.a, message.b, message.code
+        self.said = message.payload
 
     def tell(self, message: Message) -> bool:
         """Sends; False when it cannot take it. A dead child is noticed elsewhere."""

@@ -257,6 +257,13 @@ class Links:
                 response.refusal.message = "refused, and the evaluator's reason is not readable"
         return response
 
+    def _enrichment(self) -> control.EnrichmentStatus | None:
+        """What the enricher counted; None where there is none, or it is not readable."""
+        try:
+            return control.EnrichmentStatus.FromString(self._state.enrichment) if self._state.enrichment else None
+        except DecodeError:
+            return None
+
     def status(self) -> control.GetStatusResponse:
         """The answer to GetStatus."""
         hub, told = self.hub, self._state
@@ -285,4 +292,5 @@ class Links:
             schema_digest=SCHEMA_DIGEST,
             uptime_s=max(0, time.monotonic_ns() - told.start_monotonic_ns) // 10**9,
             kernel_release=self._kernel_release,
+            enrichment=self._enrichment(),
         )

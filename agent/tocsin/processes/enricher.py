@@ -86,8 +86,15 @@ class Work:
             now_s = time.monotonic()
             if now_s >= next_beat_s:
                 next_beat_s = now_s + HEARTBEAT_S
-                self._monitor.send(Message(Kind.HEARTBEAT))
+                self._monitor.send(Message(Kind.HEARTBEAT, payload=self._status().SerializeToString()))
             self._peers.serve(0.0 if more else next_beat_s - now_s if idle else BLOCKED_RETRY_S)
+
+    def _status(self) -> control.EnrichmentStatus:
+        counted = self._enricher.counters()
+        if self._loop is not None:
+            counted |= {"sightings.malformed": self._loop.malformed, "contexts.dropped": self._loop.dropped}
+        counters = [control.EnrichmentCounter(name=name, count=count) for name, count in counted.items()]
+        return control.EnrichmentStatus(counters=counters)
 
     def _send(self) -> bool:
         """Gives the sensor what it takes now; False when there is more for it."""

@@ -305,6 +305,7 @@ class Monitor:
         health, reason = self._health()
         active = self._loads.active
         sensor, evaluator = self._crew.sensor.child, self._crew.evaluator.child
+        enricher = self._crew.enricher.child
         state = AgentState(
             health=health,
             reason=reason,
@@ -317,6 +318,7 @@ class Monitor:
             start_monotonic_ns=self._start_ns,
             sensor_progress=sensor.a if sensor else 0,
             evaluator_progress=evaluator.a if evaluator else 0,
+            enrichment=enricher.said if enricher else b"",
         )
         courier.tell(Message(Kind.STATE, payload=state.pack()))
 

@@ -26,29 +26,33 @@ from tocsin.api.event.v1 import batch_pb2 as tocsin_dot_api_dot_event_dot_v1_dot
 from tocsin.api.event.v1 import event_pb2 as tocsin_dot_api_dot_event_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+tocsin/api/control/v1/control_service.proto\x12\x15tocsin.api.control.v1\x1a\x1ftocsin/api/event/v1/batch.proto\x1a\x1ftocsin/api/event/v1/event.proto\"\x12\n\x10GetStatusRequest\"f\n\rProcessStatus\x12)\n\x04role\x18\x01 \x01(\x0e\x32\x1b.tocsin.api.control.v1.Role\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x10\n\x08restarts\x18\x03 \x01(\r\x12\x0b\n\x03uid\x18\x04 \x01(\r\"\xae\x04\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12+\n\x06source\x18\x02 \x01(\x0e\x32\x1b.tocsin.api.event.v1.Source\x12-\n\x06health\x18\x03 \x01(\x0e\x32\x1d.tocsin.api.control.v1.Health\x12\x15\n\rhealth_reason\x18\x04 \x01(\t\x12\x37\n\tprocesses\x18\x05 \x03(\x0b\x32$.tocsin.api.control.v1.ProcessStatus\x12\x16\n\x0erelease_digest\x18\x06 \x01(\x0c\x12\x14\n\x0crelease_name\x18\x07 \x01(\t\x12\x15\n\rrelease_rules\x18\x08 \x01(\r\x12\x1b\n\x13release_rules_inert\x18\t \x01(\r\x12\x32\n\x08\x63ounters\x18\n \x03(\x0b\x32 .tocsin.api.event.v1.TypeCounter\x12\x17\n\x0f\x65vents_received\x18\x0b \x01(\x04\x12\x12\n\ndetections\x18\x0c \x01(\x04\x12\x18\n\x10\x65vents_evaluated\x18\r \x01(\x04\x12\x13\n\x0bsubscribers\x18\x0e \x01(\r\x12)\n\x06losses\x18\x0f \x03(\x0b\x32\x19.tocsin.api.event.v1.Loss\x12\x15\n\rschema_digest\x18\x10 \x01(\x0c\x12\x10\n\x08uptime_s\x18\x11 \x01(\x04\x12\x16\n\x0ekernel_release\x18\x12 \x01(\t\"\xba\x01\n\x10SubscribeRequest\x12\x0e\n\x06\x65vents\x18\x01 \x01(\x08\x12\x12\n\ndetections\x18\x02 \x01(\x08\x12\x33\n\x0b\x65vent_types\x18\x03 \x03(\x0e\x32\x1e.tocsin.api.event.v1.EventType\x12-\n\tmin_level\x18\x04 \x01(\x0e\x32\x1a.tocsin.api.event.v1.Level\x12\x10\n\x08rule_ids\x18\x05 \x03(\t\x12\x0c\n\x04uids\x18\x06 \x03(\r\"Z\n\x0bStreamStart\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x06\x12(\n\x05users\x18\x03 \x03(\x0b\x32\x19.tocsin.api.event.v1.User\"\xe3\x01\n\x11SubscribeResponse\x12\x33\n\x05start\x18\x01 \x01(\x0b\x32\".tocsin.api.control.v1.StreamStartH\x00\x12+\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1a.tocsin.api.event.v1.BatchH\x00\x12\x39\n\ndetections\x18\x03 \x01(\x0b\x32#.tocsin.api.event.v1.DetectionBatchH\x00\x12)\n\x04loss\x18\x04 \x01(\x0b\x32\x19.tocsin.api.event.v1.LossH\x00\x42\x06\n\x04part*x\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_MONITOR\x10\x01\x12\x0f\n\x0bROLE_SENSOR\x10\x02\x12\x12\n\x0eROLE_EVALUATOR\x10\x03\x12\x10\n\x0cROLE_COURIER\x10\x04\x12\x11\n\rROLE_ENRICHER\x10\x05*W\n\x06Health\x12\x16\n\x12HEALTH_UNSPECIFIED\x10\x00\x12\r\n\tHEALTH_OK\x10\x01\x12\x13\n\x0fHEALTH_DEGRADED\x10\x02\x12\x11\n\rHEALTH_FAILED\x10\x03\x32\xd2\x01\n\x0e\x43ontrolService\x12^\n\tGetStatus\x12\'.tocsin.api.control.v1.GetStatusRequest\x1a(.tocsin.api.control.v1.GetStatusResponse\x12`\n\tSubscribe\x12\'.tocsin.api.control.v1.SubscribeRequest\x1a(.tocsin.api.control.v1.SubscribeResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+tocsin/api/control/v1/control_service.proto\x12\x15tocsin.api.control.v1\x1a\x1ftocsin/api/event/v1/batch.proto\x1a\x1ftocsin/api/event/v1/event.proto\"\x12\n\x10GetStatusRequest\"f\n\rProcessStatus\x12)\n\x04role\x18\x01 \x01(\x0e\x32\x1b.tocsin.api.control.v1.Role\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x10\n\x08restarts\x18\x03 \x01(\r\x12\x0b\n\x03uid\x18\x04 \x01(\r\"0\n\x11\x45nrichmentCounter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"N\n\x10\x45nrichmentStatus\x12:\n\x08\x63ounters\x18\x01 \x03(\x0b\x32(.tocsin.api.control.v1.EnrichmentCounter\"\xeb\x04\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12+\n\x06source\x18\x02 \x01(\x0e\x32\x1b.tocsin.api.event.v1.Source\x12-\n\x06health\x18\x03 \x01(\x0e\x32\x1d.tocsin.api.control.v1.Health\x12\x15\n\rhealth_reason\x18\x04 \x01(\t\x12\x37\n\tprocesses\x18\x05 \x03(\x0b\x32$.tocsin.api.control.v1.ProcessStatus\x12\x16\n\x0erelease_digest\x18\x06 \x01(\x0c\x12\x14\n\x0crelease_name\x18\x07 \x01(\t\x12\x15\n\rrelease_rules\x18\x08 \x01(\r\x12\x1b\n\x13release_rules_inert\x18\t \x01(\r\x12\x32\n\x08\x63ounters\x18\n \x03(\x0b\x32 .tocsin.api.event.v1.TypeCounter\x12\x17\n\x0f\x65vents_received\x18\x0b \x01(\x04\x12\x12\n\ndetections\x18\x0c \x01(\x04\x12\x18\n\x10\x65vents_evaluated\x18\r \x01(\x04\x12\x13\n\x0bsubscribers\x18\x0e \x01(\r\x12)\n\x06losses\x18\x0f \x03(\x0b\x32\x19.tocsin.api.event.v1.Loss\x12\x15\n\rschema_digest\x18\x10 \x01(\x0c\x12\x10\n\x08uptime_s\x18\x11 \x01(\x04\x12\x16\n\x0ekernel_release\x18\x12 \x01(\t\x12;\n\nenrichment\x18\x13 \x01(\x0b\x32\'.tocsin.api.control.v1.EnrichmentStatus\"\xba\x01\n\x10SubscribeRequest\x12\x0e\n\x06\x65vents\x18\x01 \x01(\x08\x12\x12\n\ndetections\x18\x02 \x01(\x08\x12\x33\n\x0b\x65vent_types\x18\x03 \x03(\x0e\x32\x1e.tocsin.api.event.v1.EventType\x12-\n\tmin_level\x18\x04 \x01(\x0e\x32\x1a.tocsin.api.event.v1.Level\x12\x10\n\x08rule_ids\x18\x05 \x03(\t\x12\x0c\n\x04uids\x18\x06 \x03(\r\"Z\n\x0bStreamStart\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x06\x12(\n\x05users\x18\x03 \x03(\x0b\x32\x19.tocsin.api.event.v1.User\"\xe3\x01\n\x11SubscribeResponse\x12\x33\n\x05start\x18\x01 \x01(\x0b\x32\".tocsin.api.control.v1.StreamStartH\x00\x12+\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1a.tocsin.api.event.v1.BatchH\x00\x12\x39\n\ndetections\x18\x03 \x01(\x0b\x32#.tocsin.api.event.v1.DetectionBatchH\x00\x12)\n\x04loss\x18\x04 \x01(\x0b\x32\x19.tocsin.api.event.v1.LossH\x00\x42\x06\n\x04part*x\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_MONITOR\x10\x01\x12\x0f\n\x0bROLE_SENSOR\x10\x02\x12\x12\n\x0eROLE_EVALUATOR\x10\x03\x12\x10\n\x0cROLE_COURIER\x10\x04\x12\x11\n\rROLE_ENRICHER\x10\x05*W\n\x06Health\x12\x16\n\x12HEALTH_UNSPECIFIED\x10\x00\x12\r\n\tHEALTH_OK\x10\x01\x12\x13\n\x0fHEALTH_DEGRADED\x10\x02\x12\x11\n\rHEALTH_FAILED\x10\x03\x32\xd2\x01\n\x0e\x43ontrolService\x12^\n\tGetStatus\x12\'.tocsin.api.control.v1.GetStatusRequest\x1a(.tocsin.api.control.v1.GetStatusResponse\x12`\n\tSubscribe\x12\'.tocsin.api.control.v1.SubscribeRequest\x1a(.tocsin.api.control.v1.SubscribeResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tocsin.api.control.v1.control_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1332
-  _globals['_ROLE']._serialized_end=1452
-  _globals['_HEALTH']._serialized_start=1454
-  _globals['_HEALTH']._serialized_end=1541
+  _globals['_ROLE']._serialized_start=1523
+  _globals['_ROLE']._serialized_end=1643
+  _globals['_HEALTH']._serialized_start=1645
+  _globals['_HEALTH']._serialized_end=1732
   _globals['_GETSTATUSREQUEST']._serialized_start=136
   _globals['_GETSTATUSREQUEST']._serialized_end=154
   _globals['_PROCESSSTATUS']._serialized_start=156
   _globals['_PROCESSSTATUS']._serialized_end=258
-  _globals['_GETSTATUSRESPONSE']._serialized_start=261
-  _globals['_GETSTATUSRESPONSE']._serialized_end=819
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=822
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=1008
-  _globals['_STREAMSTART']._serialized_start=1010
-  _globals['_STREAMSTART']._serialized_end=1100
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=1103
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=1330
-  _globals['_CONTROLSERVICE']._serialized_start=1544
-  _globals['_CONTROLSERVICE']._serialized_end=1754
+  _globals['_ENRICHMENTCOUNTER']._serialized_start=260
+  _globals['_ENRICHMENTCOUNTER']._serialized_end=308
+  _globals['_ENRICHMENTSTATUS']._serialized_start=310
+  _globals['_ENRICHMENTSTATUS']._serialized_end=388
+  _globals['_GETSTATUSRESPONSE']._serialized_start=391
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1010
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=1013
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=1199
+  _globals['_STREAMSTART']._serialized_start=1201
+  _globals['_STREAMSTART']._serialized_end=1291
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=1294
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=1521
+  _globals['_CONTROLSERVICE']._serialized_start=1735
+  _globals['_CONTROLSERVICE']._serialized_end=1945
 # @@protoc_insertion_point(module_scope)

@@ -137,6 +137,56 @@ class ProcessStatus(_message.Message):
 Global___ProcessStatus: _TypeAlias = ProcessStatus  # noqa: Y015
 
 @_typing.final
+class EnrichmentCounter(_message.Message):
+    """Something that the enricher counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What is counted: "hashes.files"."""
+    count: _builtins.int
+    """How many, or how many bytes."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnrichmentCounter: _TypeAlias = EnrichmentCounter  # noqa: Y015
+
+@_typing.final
+class EnrichmentStatus(_message.Message):
+    """What the enricher did since it was started, and holds now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def counters(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnrichmentCounter]:
+        """The counters."""
+
+    def __init__(
+        self,
+        *,
+        counters: _abc.Iterable[Global___EnrichmentCounter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnrichmentStatus: _TypeAlias = EnrichmentStatus  # noqa: Y015
+
+@_typing.final
 class GetStatusResponse(_message.Message):
     """The agent's state."""
 
@@ -160,6 +210,7 @@ class GetStatusResponse(_message.Message):
     SCHEMA_DIGEST_FIELD_NUMBER: _builtins.int
     UPTIME_S_FIELD_NUMBER: _builtins.int
     KERNEL_RELEASE_FIELD_NUMBER: _builtins.int
+    ENRICHMENT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the agent."""
     source: _batch_pb2.Source.ValueType
@@ -202,6 +253,10 @@ class GetStatusResponse(_message.Message):
     def losses(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Loss]:
         """Losses counted in user space."""
 
+    @_builtins.property
+    def enrichment(self) -> Global___EnrichmentStatus:
+        """What the enricher did; absent where there is none."""
+
     def __init__(
         self,
         *,
@@ -223,10 +278,11 @@ class GetStatusResponse(_message.Message):
         schema_digest: _builtins.bytes = ...,
         uptime_s: _builtins.int = ...,
         kernel_release: _builtins.str = ...,
+        enrichment: Global___EnrichmentStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["enrichment", b"enrichment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "detections", b"detections", "events_evaluated", b"events_evaluated", "events_received", b"events_received", "health", b"health", "health_reason", b"health_reason", "kernel_release", b"kernel_release", "losses", b"losses", "processes", b"processes", "release_digest", b"release_digest", "release_name", b"release_name", "release_rules", b"release_rules", "release_rules_inert", b"release_rules_inert", "schema_digest", b"schema_digest", "source", b"source", "subscribers", b"subscribers", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "detections", b"detections", "enrichment", b"enrichment", "events_evaluated", b"events_evaluated", "events_received", b"events_received", "health", b"health", "health_reason", b"health_reason", "kernel_release", b"kernel_release", "losses", b"losses", "processes", b"processes", "release_digest", b"release_digest", "release_name", b"release_name", "release_rules", b"release_rules", "release_rules_inert", b"release_rules_inert", "schema_digest", b"schema_digest", "source", b"source", "subscribers", b"subscribers", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

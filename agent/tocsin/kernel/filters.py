@@ -33,8 +33,8 @@ def _types(*names: str) -> frozenset[int]:
 
 
 CLASSES: Final = {
-    "process": _types("EXEC", "FORK", "EXIT", "PRCTL"),
-    "privilege": _types("CREDENTIALS", "PTRACE", "PROCESS_WRITE", "SIGNAL"),
+    "process": _types("EXEC", "FORK", "EXIT"),
+    "privilege": _types("CREDENTIALS", "PTRACE", "PROCESS_WRITE", "PRCTL", "SIGNAL"),
     "isolation": _types("NAMESPACE", "MOUNT", "UMOUNT", "PIVOT_ROOT", "CHROOT"),
     "file": frozenset(
         v for n, v in pb.EventType.items() if n.startswith(("EVENT_TYPE_FILE_", "EVENT_TYPE_DIRECTORY_"))

@@ -93,6 +93,7 @@ static __always_inline void keep_tail(struct scratch *s, u64 text, u64 used)
 	BARRIER(excess);
 	if (text > RECORD_BYTES - 2 * PATH_BYTES || excess > PATH_BYTES)
 		return;
+	BOUND(text, BODY_MASK);
 	bpf_probe_read_kernel(s->path, PATH_BYTES - 1, s->record + text + excess);
 	bpf_probe_read_kernel(s->record + text, PATH_BYTES - 1, s->path);
 }

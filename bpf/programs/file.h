@@ -51,8 +51,9 @@ __noinline u32 verdict_of_path(u64 at, u64 end, u32 slot)
 	struct path_prefix *prefix;
 	u8 *verdict;
 
-	if (!s || at > RECORD_BYTES - PREFIX_BYTES - sizeof(struct long_field))
+	if (!s || at > BODY_AT)
 		return 0;
+	BOUND(at, BODY_MASK);
 	prefix = (void *)s->path;
 	prefix->bits = (length < PREFIX_BYTES ? length : PREFIX_BYTES) * 8;
 	bpf_probe_read_kernel(prefix->bytes, PREFIX_BYTES,
@@ -100,8 +101,9 @@ __noinline u32 verdict_of_text(u64 begin, u64 end, u32 slot)
 	if (size > WATCHED_NAME_BYTES)
 		return 0;
 	BARRIER(begin);
-	if (begin > RECORD_BYTES - WATCHED_NAME_BYTES)
+	if (begin > BODY_AT)
 		return 0;
+	BOUND(begin, BODY_MASK);
 	return verdict_of_name(s->record + begin, size);
 }
 
@@ -133,8 +135,9 @@ __noinline u32 may_climb(u64 at, u64 end, u32 slot)
 	struct scratch *s = scratch_of(slot);
 	u32 pair, last = 0, found = 0;
 
-	if (!s || end - at > DOTS_SEARCH || at > RECORD_BYTES - DOTS_SEARCH)
+	if (!s || end - at > DOTS_SEARCH || at > BODY_AT)
 		return 1;
+	BOUND(at, BODY_MASK);
 	for (u64 i = sizeof(struct long_field); i < DOTS_SEARCH; i++) {
 		pair = (last << 8 | s->record[at + i]) & 0xffff;
 		last = pair & 0xff;
@@ -247,6 +250,7 @@ __noinline u64 put_file_body(u64 body, u32 slot)
 
 	if (!s || body > BODY_LATEST)
 		return RECORD_BYTES + 1;
+	BOUND(body, FIXED_MASK);
 	act = &s->file_act;
 	w = FIXED_PART(s, body);
 	put_file_act(w, act);

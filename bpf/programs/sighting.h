@@ -10,9 +10,6 @@
 
 #define SIGHTING_TAG 9
 #define SECOND_NS    1000000000
-/* Where a path begins at the latest, as a mask. */
-#define PATH_LATEST 0x3fff
-_Static_assert(PATH_LATEST + PATH_BYTES <= RECORD_BYTES, "a path lies inside of the record");
 
 static __always_inline u64 mtime_ns(struct inode *inode)
 {
@@ -49,11 +46,10 @@ static __always_inline bool send_sighting(struct scratch *s, struct sighted_file
 	u64 length = known ? 0 : path_end - path;
 	struct sighting *w = (void *)s->path;
 
-	/* Masked, not compared: 6.1 forgets a bound that was found after the value went to the stack. */
 	BARRIER(path);
 	BARRIER(length);
-	path &= PATH_LATEST;
-	length &= PATH_BYTES - 1;
+	if (path > BODY_AT || length > PATH_BYTES - 1)
+		return false;
 	w->tag = SIGHTING_TAG;
 	w->padding = 0;
 	w->path_length = length;
@@ -62,6 +58,8 @@ static __always_inline bool send_sighting(struct scratch *s, struct sighted_file
 	w->file = *file;
 	if (known)
 		w->file.inode = 0;
+	BOUND(path, BODY_MASK);
+	BOUND(length, PATH_BYTES - 1);
 	bpf_probe_read_kernel(w->path, length, s->record + path);
 	return !bpf_ringbuf_output(&sightings, w, sizeof(*w) + length, 0);
 }

@@ -14,8 +14,9 @@
 #include "programs/tcp.h"
 
 /* Where a body is made that is kept: what is sought in a record reads some bytes in front. */
-#define BODY_MADE NAME_SEARCH
-#define AT_ONCE   (TOCSIN_EVENT_FLAG_IO_URING | TOCSIN_EVENT_FLAG_OUTCOME_UNKNOWN)
+#define BODY_MADE    NAME_SEARCH
+#define REQUEST_MASK (2 * REQUEST_BYTES - 1)
+#define AT_ONCE      (TOCSIN_EVENT_FLAG_IO_URING | TOCSIN_EVENT_FLAG_OUTCOME_UNKNOWN)
 
 /* What is told of an operation of io_uring; 0: it is no act on a file. Of opens it depends on more. */
 static const u8 file_types[OPCODES] = {
@@ -163,6 +164,7 @@ static __always_inline bool keep_request(struct scratch *s, struct io_kiocb *req
 	BARRIER(length);
 	if (length > REQUEST_BYTES)
 		return false;
+	BOUND(length, REQUEST_MASK);
 	kept->address = (u64)req;
 	kept->type = type;
 	kept->length = length;
@@ -251,6 +253,8 @@ static __always_inline void tell_request(struct request *kept, struct file_act *
 		submit(s, type, RECORD_BYTES + 1);
 		return;
 	}
+	BOUND(at, FIXED_MASK);
+	BOUND(length, REQUEST_MASK);
 	bpf_probe_read_kernel(s->record + at, length, kept->body);
 	w = FIXED_PART(s, at);
 	WIRE_PUT(w, error, error);

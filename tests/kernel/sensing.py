@@ -17,7 +17,7 @@ BODY = {
     field.GetOptions().Extensions[options_pb2.act].event_type: field.name
     for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["body"].fields
 }
-DEADLINE_S = 6.0
+DEADLINE_S = 20.0
 POLL_S = 0.003
 
 

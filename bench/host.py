@@ -13,7 +13,7 @@ from typing import Any, Final
 from bench.figures import LeftOutError
 from bench.timing import TICKS_A_SECOND
 
-SETTLE_S: Final = 3.0
+SETTLE_S: Final = 10.0
 _BUSY: Final = (0, 1, 2, 5, 6, 7)
 """Fields of /proc/stat: user, nice, system, irq, softirq, steal."""
 
@@ -51,11 +51,11 @@ def others_attached(ours: Collection[int]) -> bool:
     return any(program["id"] not in ours and program.get("name") == "on_exec" for program in programs())
 
 
-def settled() -> bool:
-    """Waits until no agent's programs are attached: the kernel frees them a little after the agent's end."""
+def settled(ours: Collection[int] = ()) -> bool:
+    """Waits until no other agent's programs are attached: those of one that has ended are freed a little later."""
     deadline = time.monotonic() + SETTLE_S
-    while others_attached(()):
+    while others_attached(ours):
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.05)
+        time.sleep(0.1)
     return True

@@ -29,8 +29,8 @@ COLUMNS = (
     "kept",
 )
 
-Rung = Mapping[str, Run]
-"""A run of each storm."""
+Round = Mapping[tuple[str, str], Run]
+"""By rung and storm; those are missing that could not be measured."""
 
 
 def measure(*, quick: bool) -> Figures:
@@ -38,23 +38,20 @@ def measure(*, quick: bool) -> Figures:
     wanted = 3 if quick else 8
     cpus = storm.watcher_cpus()
     workloads = build.workloads()
+    failed: set[str] = set()
     with ExitStack() as stack:
         audit, absent = _audit(stack)
         rungs = [NOBODY, *EVENTS, *([AUDITD] if audit else [])]
-        failed: set[str] = set()
-        measured = _rounds(rungs, wanted, lambda rung: _rung(workloads, rung, cpus, audit, failed))
-        rounds = [each for each in measured if NOBODY in each]
-    if not rounds:
-        raise LeftOutError(f"no round could be measured: {'; '.join(failed)}")
-    pairs = {rung: [(each[NOBODY], each[rung]) for each in rounds if rung in each] for rung in rungs}
-    counted = ", ".join(f"{rung} {len(each)}" for rung, each in pairs.items())
-    runs = sum(map(len, pairs.values())) * len(COUNTS)
+        rounds = [*_rounds(rungs, wanted, lambda rung: _rung(workloads, rung, cpus, audit, failed))]
+    if not any(rounds):
+        raise LeftOutError(f"no storm could be measured: {'; '.join(failed)}")
+    disturbed = sum(run.neighbours > NEIGHBOURS_MAX for each in rounds for run in each.values())
     notes = [
-        f"medians of the ratios within a round; rounds: {counted}; operations a run: {COUNTS}",
-        *(f"a rung was left out of a round: {reason}" for reason in sorted(failed)),
+        f"{len(rounds)} rounds, medians of the ratios within a round; operations a run: {COUNTS}",
+        *(f"runs are missing in some rounds: {reason}" for reason in sorted(failed)),
         (
             f"a run is repeated up to {TRIES} times when neighbours keep more than {NEIGHBOURS_MAX} CPUs busy; "
-            f"{_disturbed(pairs)} of {runs} runs are disturbed all the same"
+            f"{disturbed} of {sum(map(len, rounds))} runs are disturbed all the same"
         ),
         f"the workload is pinned to CPU {storm.WORKLOAD_CPU}, who watches to {cpus}; nobody subscribes",
         (
@@ -63,7 +60,8 @@ def measure(*, quick: bool) -> Figures:
         ),
         *([f"auditd is left out: {absent}"] if absent else []),
     ]
-    return Figures("ladder: storms, and who watches them", COLUMNS, [*_rows(pairs)], notes)
+    rows = [row for name in COUNTS for row in _rows(name, rungs, rounds)]
+    return Figures("ladder: storms, and who watches them", COLUMNS, rows, notes)
 
 
 def _audit(stack: ExitStack) -> tuple[Audit | None, str]:
@@ -73,67 +71,73 @@ def _audit(stack: ExitStack) -> tuple[Audit | None, str]:
         return None, str(reason)
 
 
-def _rounds(rungs: Sequence[str], wanted: int, measured: Callable[[str], Rung | None]) -> Iterator[dict[str, Rung]]:
-    """As many complete rounds as are wanted; up to as many again, while rungs fail in some."""
+def _rounds(rungs: Sequence[str], wanted: int, measured: Callable[[str], Mapping[str, Run]]) -> Iterator[Round]:
+    """As many complete rounds as are wanted, up to as many again while runs are missing; ends with an empty one."""
     complete = 0
     for turn in range(2 * wanted):
         if complete == wanted:
             return
         at = turn % len(rungs)
-        found = {rung: runs for rung in (*rungs[at:], *rungs[:at]) if (runs := measured(rung))}
-        complete += len(found) == len(rungs)
+        found = {(rung, name): run for rung in (*rungs[at:], *rungs[:at]) for name, run in measured(rung).items()}
+        if not found:
+            return
+        complete += len(found) == len(rungs) * len(COUNTS)
         yield found
 
 
-def _rung(workloads: Path, name: str, cpus: Sequence[int], audit: Audit | None, failed: set[str]) -> Rung | None:
-    """Every storm once; None, and the reason in `failed`, when that does not work or others disturb."""
+def _rung(workloads: Path, rung: str, cpus: Sequence[int], audit: Audit | None, failed: set[str]) -> dict[str, Run]:
+    """Every storm once, up to the first that cannot be measured; the reason for that goes into `failed`."""
+    runs: dict[str, Run] = {}
     try:
-        if settled():
-            with storm.watching(name, cpus, audit) as watcher:
-                runs = {each: _quiet_run(workloads, each, watcher) for each in COUNTS}
-                if not others_attached(watcher.programs):
-                    return runs
-        failed.add("another agent's eBPF programs were attached")
+        with storm.watching(rung, cpus, audit) as watcher:
+            for name in COUNTS:
+                runs[name] = _quiet_run(workloads, name, watcher)
     except LeftOutError as reason:
-        failed.add(str(reason))
-    return None
+        failed.add(f"{rung}: {reason}")
+    return runs
 
 
 def _quiet_run(workloads: Path, name: str, watcher: storm.Watcher) -> Run:
-    """A run without neighbours, or the least disturbed of TRIES."""
-    storm.run(workloads, name, COUNTS[name] // 10, watcher)  # warms caches
+    """A run without neighbours, or the least disturbed of TRIES. Raises LeftOutError."""
     tried: list[Run] = []
-    while len(tried) < TRIES and (not tried or tried[-1].neighbours > NEIGHBOURS_MAX):
-        tried.append(storm.run(workloads, name, COUNTS[name], watcher))
+    for _ in range(TRIES):
+        if not settled(watcher.programs):
+            continue
+        storm.run(workloads, name, COUNTS[name] // 10, watcher)  # warms caches
+        run = storm.run(workloads, name, COUNTS[name], watcher)
+        if others_attached(watcher.programs):
+            continue
+        tried.append(run)
+        if run.neighbours <= NEIGHBOURS_MAX:
+            break
+    if not tried:
+        raise LeftOutError("another agent's eBPF programs were attached")
     return min(tried, key=lambda run: run.neighbours)
 
 
-Pairs = Mapping[str, Sequence[tuple[Rung, Rung]]]
-"""By rung: with nobody watching, and with it, in the same round."""
-
-
-def _disturbed(pairs: Pairs) -> int:
-    return sum(run.neighbours > NEIGHBOURS_MAX for each in pairs.values() for _, rung in each for run in rung.values())
-
-
-def _rows(pairs: Pairs) -> Iterator[list[str | float]]:
-    for name in COUNTS:
-        ratios = {rung: [runs[name].cpu / base[name].cpu for base, runs in each] for rung, each in pairs.items()}
-        both = {rung: [runs[name].both / base[name].both for base, runs in each] for rung, each in pairs.items()}
-        for rung, each in pairs.items():
-            if not each:
-                yield [name, rung, "in no round", *[""] * (len(COLUMNS) - 3)]
-                continue
-            yield [
-                name,
-                rung,
-                median(runs[name].cpu for _, runs in each),
-                f"{median(ratios[rung]):.3f}",
-                _middle_half(ratios[rung]),
-                median(runs[name].watcher_cpu for _, runs in each),
-                f"{median(both[rung]):.3f}",
-                *_judged(rung, ratios, both),
-            ]
+def _rows(name: str, rungs: Sequence[str], rounds: Sequence[Round]) -> Iterator[list[str | float]]:
+    """The rungs of one storm."""
+    ratios: dict[str, list[float]] = {}
+    both: dict[str, list[float]] = {}
+    for rung in rungs:
+        pairs = [(each[NOBODY, name], each[rung, name]) for each in rounds if {(NOBODY, name), (rung, name)} <= {*each}]
+        if not pairs:
+            yield [name, rung, "in no round", *[""] * (len(COLUMNS) - 3)]
+            continue
+        ratios[rung] = [run.cpu / base.cpu for base, run in pairs]
+        both[rung] = [run.both / base.both for base, run in pairs]
+    for rung, measured in ratios.items():
+        runs = [each[rung, name] for each in rounds if (rung, name) in each]
+        yield [
+            name,
+            rung,
+            median(run.cpu for run in runs),
+            f"{median(measured):.3f}",
+            _middle_half(measured),
+            median(run.watcher_cpu for run in runs),
+            f"{median(both[rung]):.3f}",
+            *_judged(rung, ratios, both),
+        ]
 
 
 def _middle_half(values: Sequence[float]) -> str:
@@ -147,7 +151,7 @@ def _judged(rung: str, ratios: Mapping[str, list[float]], both: Mapping[str, lis
     """The goal, and whether it is kept."""
     if rung in GOALS:
         return f"at most {GOALS[rung]}", "yes" if median(ratios[rung]) <= GOALS[rung] else "no"
-    if rung != "everything" or not ratios.get(AUDITD):
+    if rung != "everything" or AUDITD not in ratios:
         return "", ""
     kept = [median(each[rung]) < median(each[AUDITD]) for each in (ratios, both)]
     words = {(True, True): "yes", (True, False): "CPU yes, both no", (False, True): "CPU no, both yes"}

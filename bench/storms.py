@@ -3,7 +3,7 @@
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -71,10 +71,10 @@ class Received:
         """Whether one of the newest messages has these bytes."""
         return any(mark in each for each in self._messages[-NEWEST:])
 
-    def take(self) -> list[control.SubscribeResponse]:
-        """Everything since the last call."""
+    def take(self) -> Iterator[control.SubscribeResponse]:
+        """Everything up to now since the last call; one by one, for all at once would take much memory."""
         taken, self._messages = self._messages, []
-        return [control.SubscribeResponse.FromString(each) for each in taken]
+        return map(control.SubscribeResponse.FromString, taken)
 
     def _read(self) -> None:
         try:
@@ -92,13 +92,11 @@ class Balance:
         self._headers: list[batch_pb2.BatchHeader] = []
         self._events = 0
 
-    def add(self, messages: Sequence[control.SubscribeResponse]) -> None:
-        """The first batch is where counting begins."""
-        for message in messages:
-            if not message.batch.header.counters:
-                continue
-            self._events += message.batch.header.event_count if self._headers else 0
-            self._headers = [*self._headers[:1], message.batch.header]
+    def add(self, header: batch_pb2.BatchHeader) -> None:
+        """Behind the first batch counting begins."""
+        if header.counters:
+            self._events += header.event_count if self._headers else 0
+            self._headers = [*self._headers[:1], header]
 
     def __str__(self) -> str:
         first, last = (_generated_and_lost(header) for header in (self._headers[0], self._headers[-1]))
@@ -144,15 +142,17 @@ def _under_the_agent(workloads: Path, acts: int, cpus: Sequence[int]) -> tuple[l
         received = Received(agent.socket)
         for name, kind in KINDS.items():
             _fence(workloads, received.holds)
-            balance.add(received.take())
+            for message in received.take():
+                balance.add(message.batch.header)
             before = agent.cpu_seconds()
             pid, workload_cpu = storm.act(workloads, kind.workload, acts)
             _fence(workloads, received.holds)
             took = agent.cpu_seconds() - before
-            came = received.take()
-            balance.add(came)
-            seen = sum(_is_act(event, kind, pid) for each in came for event in each.batch.events)
-            lost = sum(loss.count for loss in _losses(came) if loss.event_type in (kind.event, 0))
+            seen = lost = 0
+            for message in received.take():
+                balance.add(message.batch.header)
+                seen += sum(_is_act(event, kind, pid) for event in message.batch.events)
+                lost += sum(loss.count for loss in _losses(message) if loss.event_type in (kind.event, 0))
             rows.append([name, "Tocsin", *_accounted(acts, seen, lost), *_cpu(acts, workload_cpu, took)])
         return rows, f"{balance}, {agent.replaced()} processes of the agent replaced"
 
@@ -192,16 +192,15 @@ def _is_act(event: event_pb2.Event, kind: Kind, pid: int) -> bool:
     return event.type == kind.event and actor.pid == pid
 
 
-def _losses(messages: Iterable[control.SubscribeResponse]) -> Iterator[event_pb2.Loss]:
+def _losses(message: control.SubscribeResponse) -> Iterator[event_pb2.Loss]:
     """Of the ring, of the limits, and of this subscription."""
-    for message in messages:
-        if message.HasField("loss"):
-            yield message.loss
-        for event in message.batch.events:
-            if event.HasField("loss"):
-                yield event.loss
-            elif event.HasField("throttled"):
-                yield event.throttled
+    if message.HasField("loss"):
+        yield message.loss
+    for event in message.batch.events:
+        if event.HasField("loss"):
+            yield event.loss
+        elif event.HasField("throttled"):
+            yield event.throttled
 
 
 def _generated_and_lost(header: batch_pb2.BatchHeader) -> tuple[int, int]:

@@ -256,6 +256,7 @@ static __always_inline void tell_request(struct request *kept, struct file_act *
 	BOUND(at, FIXED_MASK);
 	BOUND(length, REQUEST_MASK);
 	bpf_probe_read_kernel(s->record + at, length, kept->body);
+	BARRIER(at); /* or the compiler leaves out the mask */
 	w = FIXED_PART(s, at);
 	WIRE_PUT(w, error, error);
 	submit(s, type, at + length);

@@ -28,14 +28,21 @@ class Acts:
             pytest.skip("NO C COMPILER: acts that Python cannot do are NOT tested here")
         target = self._folder / name
         if not target.exists():
-            options = ["-O1", "-Wall", "-Wextra", "-static", "-pthread", "-I", str(BPF)]
-            subprocess.run([self._compiler, *options, str(ACTS / f"{name}.c"), "-o", str(target)], check=True)
+            source = ACTS / f"{name}.c"
+            options = ["-O1", "-Wall", "-Wextra", "-static", "-pthread", "-I", str(BPF), *_own_options(source)]
+            subprocess.run([self._compiler, *options, str(source), "-o", str(target)], check=True)
         return target
 
     def copy(self, name: str, target: Path) -> Path:
         """The program under another name."""
         shutil.copy(self.path(name), target)
         return target
+
+
+def _own_options(source: Path) -> list[str]:
+    """What a program asks of the compiler, in a first line `// cc: OPTION...`."""
+    first = source.read_text().partition("\n")[0]
+    return first.removeprefix("// cc:").split() if first.startswith("// cc:") else []
 
 
 class Held:

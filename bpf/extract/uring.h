@@ -10,6 +10,7 @@
 
 /* IORING_OP_... of include/uapi/linux/io_uring.h */
 #define OP_ACCEPT    13
+#define OP_CONNECT   16
 #define OP_OPENAT    18
 #define OP_OPENAT2   28
 #define OP_RENAMEAT  35
@@ -19,7 +20,9 @@
 #define OP_LINKAT    39
 #define OP_FSETXATTR 41
 #define OP_SETXATTR  42
+#define OP_SOCKET    45
 #define OP_FTRUNCATE 55
+#define OP_BIND      56
 /* All that a byte can say. */
 #define OPCODES 256
 
@@ -150,7 +153,10 @@ struct io_ftrunc {
 	long long len;
 };
 
-struct io_accept {
+struct io_socket {
+	int domain;
+	int type;
+	int protocol;
 	u32 file_slot;
 };
 
@@ -190,6 +196,7 @@ struct io_cqe {
 };
 
 struct io_kiocb {
+	struct file *file;
 	u8 opcode;
 	u32 flags;
 	struct io_cqe cqe;

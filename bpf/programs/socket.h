@@ -26,6 +26,7 @@
 
 /* What an event about a socket says. */
 struct socket_facts {
+	u32 event_flags;
 	u32 error;
 	u32 type;
 	u32 protocol;
@@ -57,6 +58,7 @@ static __always_inline void tell_socket(u8 type, struct socket_facts *facts)
 	s = begin(type, &at);
 	if (!s)
 		return;
+	flag(s, facts->event_flags);
 	at = append_current(s, at);
 	body = at;
 	BARRIER(at);
@@ -181,6 +183,21 @@ int act_bind(unsigned long long *ctx)
 	return 0;
 }
 
+/* Reads what socket(2) was asked for; false: neither a raw nor a packet socket. */
+static __always_inline bool read_raw_socket(struct socket_facts *facts, u32 family, u32 type,
+					    u32 protocol)
+{
+	facts->local.family = family;
+	facts->type = type & SOCK_TYPE_MASK;
+	facts->protocol = protocol;
+	if (facts->local.family == AF_INET && facts->type == SOCK_PACKET)
+		facts->local.family = AF_PACKET; /* the kernel takes it for such a one */
+	if (facts->local.family == AF_PACKET)
+		facts->protocol = bpf_ntohs(protocol);
+	return (is_inet(facts->local.family) && facts->type == SOCK_RAW) ||
+	       facts->local.family == AF_PACKET;
+}
+
 SEC("tp_btf/sys_exit")
 int act_socket(unsigned long long *ctx)
 {
@@ -189,23 +206,12 @@ int act_socket(unsigned long long *ctx)
 	struct call call;
 	struct sock *sk;
 
-	if (!read_socket_call(&call, ctx))
+	if (!read_socket_call(&call, ctx) || !worth_telling(call.error))
 		return 0;
-	if (call.error && call.error != EPERM && call.error != EACCES)
+	if (!read_raw_socket(&facts, call.argument[0], call.argument[1], call.argument[2]) ||
+	    !wanted(TOCSIN_EVENT_TYPE_RAW_SOCKET, task))
 		return 0;
 	facts.error = call.error;
-	facts.local.family = call.argument[0];
-	facts.type = call.argument[1] & SOCK_TYPE_MASK;
-	facts.protocol = call.argument[2];
-	if (facts.local.family == AF_INET && facts.type == SOCK_PACKET)
-		facts.local.family = AF_PACKET; /* the kernel takes it for such a one */
-	if (facts.local.family == AF_PACKET)
-		facts.protocol = bpf_ntohs(call.argument[2]);
-	if (!(is_inet(facts.local.family) && facts.type == SOCK_RAW) &&
-	    facts.local.family != AF_PACKET)
-		return 0;
-	if (!wanted(TOCSIN_EVENT_TYPE_RAW_SOCKET, task))
-		return 0;
 	sk = call.error ? NULL : socket_of_fd(task, call.result);
 	if (sk)
 		facts.cookie = cookie_of(sk);
@@ -230,9 +236,9 @@ static __always_inline bool is_watched(struct unix_path *path)
 }
 
 /* connect(2) has returned for a Unix socket: the peer's name, else the one that was asked for. */
-static __always_inline void tell_unix_connect(struct sock *sk, struct call *call)
+static __always_inline void tell_unix_connect(struct sock *sk, struct call *call, u32 event_flags)
 {
-	struct socket_facts facts = {.error = call->error};
+	struct socket_facts facts = {.error = call->error, .event_flags = event_flags};
 	struct sock *peer;
 
 	if (call->error && call->error != EPERM && call->error != EACCES &&

@@ -337,7 +337,7 @@ int act_connect(unsigned long long *ctx)
 		return 0;
 	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_UNIX) {
 		if (wanted(TOCSIN_EVENT_TYPE_UNIX_CONNECT, task))
-			tell_unix_connect(sk, &call);
+			tell_unix_connect(sk, &call, 0);
 	} else if (is_tcp(sk) && !take_connect(sk) && connect_failed(call.error) &&
 		   wanted(TOCSIN_EVENT_TYPE_TCP_CONNECT, task)) {
 		tell_failed_connect(sk, &call);

@@ -307,6 +307,66 @@ static __always_inline void end_accept(struct io_ring_ctx *ring, int result)
 	tell_accept((u64)sk, TOCSIN_EVENT_FLAG_IO_URING);
 }
 
+static __always_inline void end_socket(struct io_kiocb *req, int result, u32 error)
+{
+	struct socket_facts facts = {.event_flags = TOCSIN_EVENT_FLAG_IO_URING, .error = error};
+	struct io_socket *asked = (void *)req;
+	struct sock *sk;
+
+	if (!bpf_core_type_exists(struct io_socket) || !worth_telling(error) ||
+	    !read_raw_socket(&facts, BPF_CORE_READ(asked, domain), BPF_CORE_READ(asked, type),
+			     BPF_CORE_READ(asked, protocol)))
+		return;
+	sk = error ? NULL :
+		     socket_of_file(file_of_result(req, BPF_CORE_READ(asked, file_slot), result));
+	if (sk)
+		facts.cookie = cookie_of(sk);
+	if (wanted(TOCSIN_EVENT_TYPE_RAW_SOCKET, (void *)bpf_get_current_task()))
+		tell_socket(TOCSIN_EVENT_TYPE_RAW_SOCKET, &facts);
+}
+
+/* The socket has its name. */
+static __always_inline void end_bind(struct sock *sk)
+{
+	struct socket_facts facts = {.event_flags = TOCSIN_EVENT_FLAG_IO_URING};
+
+	read_socket(&facts, sk);
+	if (!binds_are_told(facts.local.family) ||
+	    !wanted(TOCSIN_EVENT_TYPE_SOCKET_BIND, (void *)bpf_get_current_task()))
+		return;
+	if (facts.local.family == AF_UNIX)
+		read_unix_path(&facts.path, sk);
+	else if (is_inet(facts.local.family))
+		read_local_address(&facts.local, sk);
+	tell_socket(TOCSIN_EVENT_TYPE_SOCKET_BIND, &facts);
+}
+
+/*
+ * A request about a socket has ended. Of bind and connect only success is told: the kernel's copy of
+ * the address is gone.
+ */
+__noinline int end_socket_request(u64 address, u8 opcode, int result)
+{
+	struct io_kiocb *req = (void *)address;
+	u32 error = result < 0 ? -result : 0;
+	struct call call = {};
+	struct sock *sk;
+
+	if (opcode == OP_SOCKET) {
+		end_socket(req, result, error);
+		return 0;
+	}
+	sk = error ? NULL : socket_of_file(BPF_CORE_READ(req, file));
+	if (!sk)
+		return 0;
+	if (opcode == OP_BIND)
+		end_bind(sk);
+	else if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_UNIX &&
+		 wanted(TOCSIN_EVENT_TYPE_UNIX_CONNECT, (void *)bpf_get_current_task()))
+		tell_unix_connect(sk, &call, TOCSIN_EVENT_FLAG_IO_URING);
+	return 0;
+}
+
 /*
  * A request has ended, or, without its address, a part of one: those of accept, which go on, have no mark
  * of their own; what they give is told where it is a connection that nobody has.
@@ -318,6 +378,8 @@ __noinline int end_request(u64 ring, u64 address, int result, u32 flags)
 
 	if (bpf_core_field_exists(struct io_kiocb, cqe) && address && file_types[opcode])
 		end_file_request(req, opcode, result);
+	else if (address && (opcode == OP_SOCKET || opcode == OP_BIND || opcode == OP_CONNECT))
+		end_socket_request(address, opcode, result);
 	else if (result >= 0 &&
 		 (address ? opcode == OP_ACCEPT : (flags & (CQE_MORE | CQE_BUFFER)) == CQE_MORE))
 		end_accept((void *)ring, result);

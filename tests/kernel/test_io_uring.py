@@ -478,3 +478,67 @@ def test_an_accept_is_told_and_the_end_of_its_connection(sensor: Sensor, name: s
         assert body.socket_cookie != 0
         closed = sensor.one_tcp(CLOSE, body.socket_cookie)
         assert closed.process.pid == pid
+
+
+def test_an_accept_that_nobody_waits_for_is_no_connection(sensor: Sensor) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        request = Request(uring.ACCEPT, fd=server.fileno(), op_flags=0x7FFF0000)
+        assert told_types(sensor, asking(request, results=[-errno.EINVAL])) == []
+
+
+def body_of_socket(event: event_pb2.Event) -> event_pb2.Socket:
+    assert event.flags == URING
+    found: event_pb2.Socket = getattr(event, BODY[event.type])
+    return found
+
+
+def test_a_raw_socket_is_told(sensor: Sensor) -> None:
+    uring.need(uring.SOCKET)
+    request = Request(uring.SOCKET, fd=socket.AF_INET, addr2=socket.SOCK_RAW, len=socket.IPPROTO_ICMP)
+    body = body_of_socket(told(sensor, event_pb2.EVENT_TYPE_RAW_SOCKET, asking(request)))
+    assert (body.family, body.socket_type, body.protocol) == (socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    assert body.error == 0
+
+
+def test_a_raw_socket_that_is_refused_is_told(sensor: Sensor) -> None:
+    uring.need(uring.SOCKET)
+    request = Request(uring.SOCKET, fd=socket.AF_INET, addr2=socket.SOCK_RAW, len=socket.IPPROTO_ICMP)
+
+    def act() -> None:
+        as_nobody()
+        asking(request, results=[-errno.EPERM])()
+
+    assert body_of_socket(told(sensor, event_pb2.EVENT_TYPE_RAW_SOCKET, act)).error == errno.EPERM
+
+
+def test_a_bind_is_told(sensor: Sensor) -> None:
+    uring.need(uring.BIND)
+    with socket.socket() as bound:
+        request = Request(uring.BIND, fd=bound.fileno(), addr=address(0), addr2=16)
+        body = body_of_socket(told(sensor, event_pb2.EVENT_TYPE_SOCKET_BIND, asking(request)))
+        assert (body.port, body.address) == (bound.getsockname()[1], socket.inet_aton("127.0.0.1"))
+        assert (body.family, body.socket_type) == (socket.AF_INET, socket.SOCK_STREAM)
+
+
+def test_a_connect_to_a_watched_unix_socket_is_told(sensor: Sensor, place: Path) -> None:
+    path = raw(place / "docker.sock")
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(path)
+        server.listen()
+        name = struct.pack("=H", socket.AF_UNIX) + path + b"\0"
+        request = Request(uring.CONNECT, fd=client.fileno(), addr=name, addr2=len(name))
+        body = body_of_socket(told(sensor, event_pb2.EVENT_TYPE_UNIX_CONNECT, asking(request)))
+    assert (body.path, body.peer_pid) == (path, os.getpid())
+
+
+@pytest.mark.parametrize("flags", [0, uring.ASYNC])
+def test_a_datagram_is_told(sensor: Sensor, flags: int) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        server.bind(("127.0.0.1", 0))
+        client.connect(server.getsockname())
+        request = Request(uring.SEND, fd=client.fileno(), addr=b"told", len=4, flags=flags)
+        event = told(sensor, event_pb2.EVENT_TYPE_UDP_FLOW, asking(request))
+        assert event.udp_flow.destination_port == server.getsockname()[1]

@@ -18,6 +18,7 @@ from kernel.calling import call  # type: ignore[import-not-found]
 NOP, POLL, ACCEPT, CONNECT, OPENAT, OPENAT2 = 0, 6, 13, 16, 18, 28
 RENAMEAT, UNLINKAT, MKDIRAT, SYMLINKAT, LINKAT = 35, 36, 37, 38, 39
 FSETXATTR, SETXATTR, FTRUNCATE = 41, 42, 55
+SEND, SOCKET, BIND = 26, 45, 56
 IO_LINK, ASYNC, CQE_SKIP = 1 << 2, 1 << 4, 1 << 6
 """Bits of Request.flags: the next one waits; a worker does it; no completion when it succeeds."""
 FIXED = 1

@@ -138,7 +138,7 @@ _FILE_REQUESTS: Final = _types(
     "FILE_XATTR",
     "FILE_TRUNCATE",
 )
-_REQUESTS: Final = _FILE_REQUESTS | _types("TCP_ACCEPT", "TCP_CLOSE")
+_REQUESTS: Final = _FILE_REQUESTS | _types("TCP_ACCEPT", "TCP_CLOSE", "SOCKET_BIND", "RAW_SOCKET", "UNIX_CONNECT")
 """What is told of io_uring: it needs to see requests end."""
 
 HOOKS: Final = (

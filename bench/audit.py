@@ -121,7 +121,7 @@ class Audit:
                 preexec_fn=lambda: os.sched_setaffinity(0, set(cpus)),  # noqa: PLW1509 - one thread
             )
             try:
-                _wait(lambda: self.status()["pid"] == daemon.pid or daemon.poll() is not None, "auditd does not start")
+                _wait(lambda: self.status()["pid"] == daemon.pid, "auditd does not start")
                 self.auditctl("-D")
                 self.auditctl("-R", str(RULES))
                 yield Auditd(self, daemon.pid, folder)
@@ -170,7 +170,11 @@ def _fetch() -> None:
     archives = OUT / "auditd-archives"
     (archives / "partial").mkdir(parents=True, exist_ok=True)
     options = ["-qq", "--yes", "--download-only", "--no-install-recommends", "-o", f"Dir::Cache::archives={archives}"]
-    _run(["apt-get", "install", *options, "auditd"])
+    try:
+        _run(["apt-get", "install", *options, "auditd"])
+    except LeftOutError:  # the lists of packages may be old or missing
+        _run(["apt-get", "update", "-qq"])
+        _run(["apt-get", "install", *options, "auditd"])
     half_done = UNPACKED.with_suffix(".new")
     for package in archives.glob("*.deb"):
         _run(["dpkg-deb", "-x", package, half_done])
@@ -186,7 +190,12 @@ def _run(command: Sequence[str | Path]) -> None:
 def _configure(folder: Path, debians: Path) -> None:
     """Fills a folder: Debian's configuration, but a log and plugins of its own; the log is counted, so not rotated."""
     (folder / "plugins.d").mkdir()
-    own = {"log_file": folder / "audit.log", "plugin_dir": folder / "plugins.d", "max_log_file_action": "IGNORE"}
+    own = {
+        "log_file": folder / "audit.log",
+        "log_format": "ENRICHED",  # system calls by name
+        "max_log_file_action": "IGNORE",
+        "plugin_dir": folder / "plugins.d",
+    }
     text = debians.read_text()
     for name, value in own.items():
         text = re.sub(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)

@@ -123,7 +123,7 @@ def measure(*, quick: bool) -> Figures:
         (
             "counted lost, Tocsin: events of this type or of none, other processes' included; "
             "auditd: records that the kernel lost, several of which make an act. Where audit is not on from the boot, "
-            "records that auditd does not take within half a second go to the kernel's log instead and are not counted"
+            "records that auditd does not take in time go to the kernel's log instead and are not counted"
         ),
         (
             "watcher: all the agent's processes, or auditd and kauditd, until the last act had come; "

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from bench import libbpf
+from bench import host, libbpf
 from bench.figures import LeftOutError
 from bench.timing import Cpu, cpu_of, cpu_of_ended_children
 
@@ -112,17 +112,19 @@ class AgentUnderTest:
         self.pids = self._wait()
 
     def ring_id(self) -> int:
-        """The id of its ring buffer's map."""
+        """The id of the map that is its ring buffer of events."""
         maps, _ = self._held()
-        (found,) = (number for number, kind in maps.items() if kind == libbpf.RING_BUFFER)
-        return found
+        (found,) = (
+            each["id"] for each in host.bpftool("map", "show") if each["id"] in maps and each["name"] == "events"
+        )
+        return int(found)
 
     def programs(self) -> set[int]:
         """The ids of its eBPF programs."""
         return self._held()[1]
 
-    def _held(self) -> tuple[dict[int, int], set[int]]:
-        maps: dict[int, int] = {}
+    def _held(self) -> tuple[set[int], set[int]]:
+        maps: set[int] = set()
         programs: set[int] = set()
         for role in ("monitor", "sensor"):
             of_role = libbpf.held(self.pids[role])

@@ -11,8 +11,6 @@ from types import TracebackType
 from typing import Final, Self
 
 STATS_RUN_TIME: Final = 0
-RING_BUFFER: Final = 27
-"""BPF_MAP_TYPE_RINGBUF."""
 
 
 TABLES: Final = {1, 9, 11}
@@ -148,9 +146,9 @@ def enable_run_time_statistics() -> int:
     return checked(library().bpf_enable_stats(STATS_RUN_TIME), "measuring eBPF programs")
 
 
-def held(pid: int) -> tuple[dict[int, int], set[int]]:
-    """What a process holds: ids of maps with their type, and ids of programs (directly or by a link)."""
-    maps: dict[int, int] = {}
+def held(pid: int) -> tuple[set[int], set[int]]:
+    """What a process holds: ids of maps, and ids of programs (directly or by a link)."""
+    maps: set[int] = set()
     programs: set[int] = set()
     for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
         try:
@@ -159,7 +157,7 @@ def held(pid: int) -> tuple[dict[int, int], set[int]]:
             continue  # closed in between
         values = dict(line.split(":", 1) for line in lines if ":" in line)
         if "map_id" in values:
-            maps[int(values["map_id"])] = int(values["map_type"])
+            maps.add(int(values["map_id"]))
         if "prog_id" in values:
             programs.add(int(values["prog_id"]))
     return maps, programs

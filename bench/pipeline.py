@@ -9,7 +9,7 @@ from bench.figures import Figures
 from bench.timing import Cpu
 
 GOAL_EVENTS_A_SECOND = 300_000
-ROLES = ("sensor", "evaluator", "courier", "monitor")
+ROLES = ("sensor", "evaluator", "courier", "enricher", "monitor")
 COLUMNS = ("process", "user µs/event", "system µs/event", "CPU µs/event", "events/s of one core")
 
 

@@ -73,4 +73,7 @@ def _rows(rung: str, spent: Mapping[str, Spent]) -> Iterator[list[str]]:
 
 
 def _cell(spent: tuple[float, float] | None) -> str:
-    return f"{spent[0]:.0f} × {spent[1]:.2g}" if spent else ""  # noqa: RUF001
+    if spent is None:
+        return ""
+    ns, runs = spent
+    return f"{ns:.0f} × {runs:.0f}" if runs >= 10 else f"{ns:.0f} × {runs:.2g}"  # noqa: RUF001

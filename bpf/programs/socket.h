@@ -236,27 +236,27 @@ static __always_inline bool is_watched(struct unix_path *path)
 }
 
 /* connect(2) has returned for a Unix socket: the peer's name, else the one that was asked for. */
-static __always_inline void tell_unix_connect(struct sock *sk, struct call *call, u32 event_flags)
+static __always_inline void tell_unix_connect(struct socket_facts *facts, struct sock *sk,
+					      struct call *call)
 {
-	struct socket_facts facts = {.error = call->error, .event_flags = event_flags};
 	struct sock *peer;
 
 	if (call->error && call->error != EPERM && call->error != EACCES &&
 	    call->error != ECONNREFUSED)
 		return;
 	if (call->error) {
-		read_user_path(&facts.path, call->argument[1], call->argument[2]);
+		read_user_path(&facts->path, call->argument[1], call->argument[2]);
 	} else {
 		peer = BPF_CORE_READ((struct unix_sock *)sk, peer);
 		if (!peer)
 			return;
-		read_unix_path(&facts.path, peer);
-		facts.peer_pid = BPF_CORE_READ(sk, sk_peer_pid, numbers[0].nr);
+		read_unix_path(&facts->path, peer);
+		facts->peer_pid = BPF_CORE_READ(sk, sk_peer_pid, numbers[0].nr);
 	}
-	if (!is_watched(&facts.path))
+	if (!is_watched(&facts->path))
 		return;
-	read_socket(&facts, sk);
-	tell_socket(TOCSIN_EVENT_TYPE_UNIX_CONNECT, &facts);
+	read_socket(facts, sk);
+	tell_socket(TOCSIN_EVENT_TYPE_UNIX_CONNECT, facts);
 }
 
 #endif

@@ -327,6 +327,7 @@ SEC("tp_btf/sys_exit")
 int act_connect(unsigned long long *ctx)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
+	struct socket_facts facts = {};
 	struct call call;
 	struct sock *sk;
 
@@ -336,8 +337,9 @@ int act_connect(unsigned long long *ctx)
 	if (!sk)
 		return 0;
 	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_UNIX) {
+		facts.error = call.error;
 		if (wanted(TOCSIN_EVENT_TYPE_UNIX_CONNECT, task))
-			tell_unix_connect(sk, &call, 0);
+			tell_unix_connect(&facts, sk, &call);
 	} else if (is_tcp(sk) && !take_connect(sk) && connect_failed(call.error) &&
 		   wanted(TOCSIN_EVENT_TYPE_TCP_CONNECT, task)) {
 		tell_failed_connect(sk, &call);

@@ -277,14 +277,19 @@ static __always_inline bool read_opened(struct file_act *act, struct io_kiocb *r
  * A request ended. An open to write was kept, or told, when it was submitted; whether a file that is
  * read is watched may show only now.
  */
-static __always_inline void end_file_request(struct io_kiocb *req, u8 opcode, int result)
+__noinline int end_file_request(u64 address, u8 opcode, int result)
 {
-	struct request_key key = key_of(req);
-	struct request *kept = bpf_map_lookup_elem(&requests, &key);
+	struct io_kiocb *req = (void *)address;
 	struct file_act opened = NOTHING_KNOWN;
 	u32 error = result < 0 ? -result : 0;
 	bool told = worth_telling(error);
+	struct request_key key;
+	struct request *kept;
 
+	if (!bpf_core_field_exists(struct io_kiocb, cqe))
+		return 0;
+	key = key_of(req);
+	kept = bpf_map_lookup_elem(&requests, &key);
 	if (!error && (opcode == OP_OPENAT || opcode == OP_OPENAT2))
 		told = read_opened(&opened, req, result);
 	if (kept && kept->address == (u64)req) {
@@ -295,6 +300,7 @@ static __always_inline void end_file_request(struct io_kiocb *req, u8 opcode, in
 		   wanted(opened.type, (void *)bpf_get_current_task())) {
 		tell_file(&opened);
 	}
+	return 0;
 }
 
 /* A connection that was accepted, as a descriptor or in a slot of the ring. */
@@ -307,38 +313,37 @@ static __always_inline void end_accept(struct io_ring_ctx *ring, int result)
 	tell_accept((u64)sk, TOCSIN_EVENT_FLAG_IO_URING);
 }
 
-static __always_inline void end_socket(struct io_kiocb *req, int result, u32 error)
+/* A socket was made, or refused; told if it is a raw one. */
+static __always_inline void end_socket(struct socket_facts *facts, struct io_kiocb *req, int result)
 {
-	struct socket_facts facts = {.event_flags = TOCSIN_EVENT_FLAG_IO_URING, .error = error};
 	struct io_socket *asked = (void *)req;
 	struct sock *sk;
 
-	if (!bpf_core_type_exists(struct io_socket) || !worth_telling(error) ||
-	    !read_raw_socket(&facts, BPF_CORE_READ(asked, domain), BPF_CORE_READ(asked, type),
+	if (!bpf_core_type_exists(struct io_socket) || !worth_telling(facts->error) ||
+	    !read_raw_socket(facts, BPF_CORE_READ(asked, domain), BPF_CORE_READ(asked, type),
 			     BPF_CORE_READ(asked, protocol)))
 		return;
-	sk = error ? NULL :
+	sk = facts->error ?
+		     NULL :
 		     socket_of_file(file_of_result(req, BPF_CORE_READ(asked, file_slot), result));
 	if (sk)
-		facts.cookie = cookie_of(sk);
+		facts->cookie = cookie_of(sk);
 	if (wanted(TOCSIN_EVENT_TYPE_RAW_SOCKET, (void *)bpf_get_current_task()))
-		tell_socket(TOCSIN_EVENT_TYPE_RAW_SOCKET, &facts);
+		tell_socket(TOCSIN_EVENT_TYPE_RAW_SOCKET, facts);
 }
 
 /* The socket has its name. */
-static __always_inline void end_bind(struct sock *sk)
+static __always_inline void end_bind(struct socket_facts *facts, struct sock *sk)
 {
-	struct socket_facts facts = {.event_flags = TOCSIN_EVENT_FLAG_IO_URING};
-
-	read_socket(&facts, sk);
-	if (!binds_are_told(facts.local.family) ||
+	read_socket(facts, sk);
+	if (!binds_are_told(facts->local.family) ||
 	    !wanted(TOCSIN_EVENT_TYPE_SOCKET_BIND, (void *)bpf_get_current_task()))
 		return;
-	if (facts.local.family == AF_UNIX)
-		read_unix_path(&facts.path, sk);
-	else if (is_inet(facts.local.family))
-		read_local_address(&facts.local, sk);
-	tell_socket(TOCSIN_EVENT_TYPE_SOCKET_BIND, &facts);
+	if (facts->local.family == AF_UNIX)
+		read_unix_path(&facts->path, sk);
+	else if (is_inet(facts->local.family))
+		read_local_address(&facts->local, sk);
+	tell_socket(TOCSIN_EVENT_TYPE_SOCKET_BIND, facts);
 }
 
 /*
@@ -347,23 +352,24 @@ static __always_inline void end_bind(struct sock *sk)
  */
 __noinline int end_socket_request(u64 address, u8 opcode, int result)
 {
+	struct socket_facts facts = {.event_flags = TOCSIN_EVENT_FLAG_IO_URING};
 	struct io_kiocb *req = (void *)address;
-	u32 error = result < 0 ? -result : 0;
 	struct call call = {};
 	struct sock *sk;
 
+	facts.error = result < 0 ? -result : 0;
 	if (opcode == OP_SOCKET) {
-		end_socket(req, result, error);
+		end_socket(&facts, req, result);
 		return 0;
 	}
-	sk = error ? NULL : socket_of_file(BPF_CORE_READ(req, file));
+	sk = facts.error ? NULL : socket_of_file(BPF_CORE_READ(req, file));
 	if (!sk)
 		return 0;
 	if (opcode == OP_BIND)
-		end_bind(sk);
+		end_bind(&facts, sk);
 	else if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_UNIX &&
 		 wanted(TOCSIN_EVENT_TYPE_UNIX_CONNECT, (void *)bpf_get_current_task()))
-		tell_unix_connect(sk, &call, TOCSIN_EVENT_FLAG_IO_URING);
+		tell_unix_connect(&facts, sk, &call);
 	return 0;
 }
 
@@ -371,13 +377,13 @@ __noinline int end_socket_request(u64 address, u8 opcode, int result)
  * A request has ended, or, without its address, a part of one: those of accept, which go on, have no mark
  * of their own; what they give is told where it is a connection that nobody has.
  */
-__noinline int end_request(u64 ring, u64 address, int result, u32 flags)
+static __always_inline int end_request(u64 ring, u64 address, int result, u32 flags)
 {
 	struct io_kiocb *req = (void *)address;
 	u8 opcode = BPF_CORE_READ(req, opcode);
 
-	if (bpf_core_field_exists(struct io_kiocb, cqe) && address && file_types[opcode])
-		end_file_request(req, opcode, result);
+	if (address && file_types[opcode])
+		end_file_request(address, opcode, result);
 	else if (address && (opcode == OP_SOCKET || opcode == OP_BIND || opcode == OP_CONNECT))
 		end_socket_request(address, opcode, result);
 	else if (result >= 0 &&

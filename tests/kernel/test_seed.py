@@ -109,3 +109,14 @@ def test_what_was_not_committed_is_drained_again_by_the_second_sensor() -> None:
     second.one(pid, EXIT)
     assert (second.drains[0].start, second.drains[0].first_index) == (lost.start, lost.first_index)
     second.close()
+
+
+def test_reading_processes_again_heals_what_is_missing(acts: Acts) -> None:
+    with Held([str(acts.path("hold")), "missed"]) as held:
+        sensor = Sensor(seed=False)
+        assert sensor.source.seed() > 1
+        expected = oracle.image(held.pid)
+    event = sensor.one(held.pid, EXIT)
+    sensor.close()
+    oracle.check(event.process, expected)
+    assert event.flags == 0

@@ -131,8 +131,9 @@ NAMED = {
     ),
     "setxattr": Named(
         XATTR,
-        lambda p: Request(uring.SETXATTR, addr=b"user.told", addr2=b"value", len=5, addr3=raw(p / "file")),
-        lambda p: given(p / "file", attribute=b"user.told"),
+        lambda p: Request(uring.SETXATTR, addr=b"trusted.told", addr2=b"value", len=5, addr3=raw(p / "file")),
+        lambda p: given(p / "file", attribute=b"trusted.told"),
+        errno.EPERM,
     ),
 }  # fmt: skip
 
@@ -302,10 +303,10 @@ def test_an_attribute_set_by_descriptor_is_told(sensor: Sensor, place: Path) -> 
 
     def act() -> None:
         fd = os.open(place / "file", os.O_RDWR)
-        asking(Request(uring.FSETXATTR, fd=fd, addr=b"user.told", addr2=b"value", len=5))()
+        asking(Request(uring.FSETXATTR, fd=fd, addr=b"trusted.told", addr2=b"value", len=5))()
 
     event = through_ring(sensor, XATTR, act)
-    check_body(event, path=raw(place / "file"), attribute=b"user.told", **of_file(place / "file"))
+    check_body(event, path=raw(place / "file"), attribute=b"trusted.told", **of_file(place / "file"))
 
 
 # ---- ways to hide -------------------------------------------------------------------------------

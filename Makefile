@@ -23,6 +23,8 @@ NATIVE_FLAGS = -O2 -std=c11 -shared -fPIC -Wall -Wextra $(if $(findstring clang,
 
 OBJECTS := agent/tocsin/kernel/objects
 BPF_OBJECTS := $(patsubst bpf/%.c,$(OBJECTS)/%.o,$(sort $(wildcard bpf/*.bpf.c)))
+# The same programs as text, for BCC on the host to compile: only our own macros are left to it.
+BCC_TEXTS := $(OBJECTS)/sensor.bpf.i
 BPF_PARTS := $(sort $(shell find bpf -name '*.[ch]'))
 BPF_MANIFEST := $(OBJECTS)/manifest.json
 MACHINE := $(shell uname -m)
@@ -31,6 +33,8 @@ BPF_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(MACHINE)))
 BPF_FLAGS := -g -O2 -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Werror -fno-stack-protector \
 	-ffile-prefix-map=$(CURDIR)=. -I bpf -I/usr/include/$(MACHINE)-linux-gnu
 BPF_COMPILE = clang $(BPF_FLAGS) -c $< -o $@.new && llvm-strip -g $@.new && mv $@.new $@
+# Not -D__bpf__: BCC reads the text as a program of the host, to which the registers in it mean nothing.
+BCC_PREPROCESS = clang $(BPF_FLAGS) -U__bpf__ -DTOCSIN_BCC -E -P $< -o $@.new && mv $@.new $@
 BPF_ABSENT = echo '$@ is left out: clang, llvm-strip or libbpf-dev is missing' >&2; $(if $(LENIENT),true,exit 1)
 BPF_TOOLS = $(and $(shell command -v clang),$(shell command -v llvm-strip),$(wildcard /usr/include/bpf/bpf_helpers.h))
 
@@ -99,9 +103,13 @@ $(OBJECTS)/%.bpf.o: bpf/%.bpf.c $(BPF_PARTS) Makefile | setup
 	@mkdir -p $(@D)
 	$(if $(BPF_TOOLS),$(BPF_COMPILE),@$(BPF_ABSENT))
 
-$(BPF_MANIFEST): $(BPF_OBJECTS) packaging/manifest.py pyproject.toml | setup
+$(OBJECTS)/%.bpf.i: bpf/%.bpf.c $(BPF_PARTS) Makefile | setup
 	@mkdir -p $(@D)
-	@$(PYTHON) packaging/manifest.py $@ $(BPF_OBJECTS)
+	$(if $(BPF_TOOLS),$(BCC_PREPROCESS),@$(BPF_ABSENT))
+
+$(BPF_MANIFEST): $(BPF_OBJECTS) $(BCC_TEXTS) packaging/manifest.py pyproject.toml | setup
+	@mkdir -p $(@D)
+	@$(PYTHON) packaging/manifest.py $@ $(BPF_OBJECTS) $(BCC_TEXTS)
 
 $(RELEASE): $(NATIVE) $(RELEASE_FROM) | setup
 	.venv/bin/tocsin content build content -o $@

@@ -40,6 +40,7 @@ needed_packages() { # one a line
 	[[ ! -r /etc/os-release ]] || id=$(. /etc/os-release && echo "${ID:-}")
 	printf '%s\n' clang llvm libbpf-dev libelf-dev zlib1g-dev libc6-dev libseccomp2 make git iproute2
 	if [[ $id == ubuntu ]]; then echo linux-tools-common; else echo bpftool; fi
+	printf '%s\n' libbpfcc # the source bcc; its compiler comes with it
 	# Tests on other kernels.
 	[[ $(uname -m) != x86_64 ]] || printf '%s\n' qemu-system-x86 debian-archive-keyring
 	# Only the distribution's own Python is shipped without ensurepip.

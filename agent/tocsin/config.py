@@ -19,7 +19,7 @@ from tocsin.errors import ConfigError
 FALLBACK_UID: Final = {"tocsin-evaluator": 65490, "tocsin-courier": 65491, "tocsin-enricher": 65492}
 
 
-SOURCES: Final = ("auto", "core", "netlink", "replay")
+SOURCES: Final = ("auto", "core", "bcc", "netlink", "replay")
 
 
 def default_runtime_dir() -> str:
@@ -77,7 +77,7 @@ class SensorConfig:
     """Where events come from."""
 
     source: str = "auto"
-    """auto, core, netlink or replay."""
+    """auto, core, bcc, netlink or replay."""
     ring_bytes: int = 16 << 20
     """Size of the kernel's ring buffer; a power of two."""
     drain_interval_ms: int = 15

@@ -487,6 +487,9 @@ struct bpf_iter__task_file {
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_tracing.h>
+#ifdef TOCSIN_BCC
+#include "base/bcc.h"
+#endif
 
 /* Kernels from 5.12 on, by a helper that came with it; the verifier leaves out what others need. */
 #define SINCE_5_12 bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_check_mtu)

@@ -164,8 +164,10 @@ struct wire_layout {
 };
 
 struct scratch {
-	u32 busy;
+	/* 64 bits: what BCC compiles exchanges nothing smaller. */
+	u64 busy;
 	u32 slot;
+	u32 padding;
 	struct image image;
 	struct connection connection;
 	struct owner owner;

@@ -139,6 +139,7 @@ __noinline u32 may_climb(u64 at, u64 end, u32 slot)
 		return 1;
 	BOUND(at, BODY_MASK);
 	for (u64 i = sizeof(struct long_field); i < DOTS_SEARCH; i++) {
+		BARRIER(i); /* else a pointer may be counted instead, which the verifier takes for unbounded */
 		pair = (last << 8 | s->record[at + i]) & 0xffff;
 		last = pair & 0xff;
 		/* 1 where the pair is two dots: branches would cost the verifier a state each. */

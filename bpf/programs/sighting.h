@@ -17,10 +17,10 @@ static __always_inline u64 mtime_ns(struct inode *inode)
 	struct inode___numbers *numbers = (void *)inode;
 	struct inode___plain *plain = (void *)inode;
 
-	if (bpf_core_field_exists(numbers->i_mtime_sec))
+	if (bpf_core_field_exists(struct inode___numbers, i_mtime_sec))
 		return BPF_CORE_READ(numbers, i_mtime_sec) * SECOND_NS +
 		       BPF_CORE_READ(numbers, i_mtime_nsec);
-	if (bpf_core_field_exists(underscores->__i_mtime))
+	if (bpf_core_field_exists(struct inode___underscores, __i_mtime))
 		return BPF_CORE_READ(underscores, __i_mtime.tv_sec) * SECOND_NS +
 		       BPF_CORE_READ(underscores, __i_mtime.tv_nsec);
 	return BPF_CORE_READ(plain, i_mtime.tv_sec) * SECOND_NS +

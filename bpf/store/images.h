@@ -503,7 +503,10 @@ static __always_inline bool complete_ancestors(struct image *image, struct task_
 	struct wire_image *w = (void *)image->bytes;
 	u64 generation = image->generation;
 
-	if (!generation || !of_parent || !(w->image_flags & TOCSIN_IMAGE_FLAG_SEEDED) ||
+	if (!of_parent)
+		return false;
+	BARRIER(of_parent);
+	if (!generation || !(w->image_flags & TOCSIN_IMAGE_FLAG_SEEDED) ||
 	    image->ancestors_length == ancestors_length(of_parent))
 		return false;
 	*(volatile u64 *)&image->generation = 0;

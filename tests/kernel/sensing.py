@@ -35,8 +35,9 @@ class Sensor:
         kept_fds: list[int] | None = None,
         seed: bool = True,
         own_pid: int = 0,
+        source: EventSource | None = None,
     ) -> None:
-        self.source: EventSource = open_core(config or SensorConfig(), kept_fds or [], own_pid)
+        self.source: EventSource = source or open_core(config or SensorConfig(), kept_fds or [], own_pid)
         self.events: list[event_pb2.Event] = []
         self.drains: list[Drained] = []
         self.seeded = self.source.seed() if seed else 0

@@ -12,10 +12,10 @@ import os
 import platform
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from tocsin.api.event.v1.batch_pb2 import SOURCE_CORE, LossCounter, Source, TypeCounter
 from tocsin.api.event.v1.event_pb2 import (
@@ -83,7 +83,7 @@ def open_core(config: SensorConfig, kept_fds: list[int], own_pid: int = 0) -> "C
         for map_name, least in _OF_ENRICHMENT.items():
             loaded.resize(map_name, least)
     try:
-        source = CoreSource(_start(loaded, config, types, own_pid), loaded)
+        source = CoreSource(start(loaded, config, types, own_pid), loaded)
         prove(source, types)
     except TocsinError:
         loaded.close()
@@ -91,10 +91,38 @@ def open_core(config: SensorConfig, kept_fds: list[int], own_pid: int = 0) -> "C
     return source
 
 
-def _start(loaded: libbpf.BpfObject, config: SensorConfig, types: frozenset[int], own_pid: int) -> list[int]:
-    """Loads what the types need, says what is wanted, attaches; the descriptors of `handover`."""
-    tellers = acts.wanted_tellers(types)
-    hooks, cgroup = _possible_hooks(types)
+class Programs(Protocol):
+    """Maps and programs that can be loaded and attached: libbpf.BpfObject, and what BCC compiled."""
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Leaves every other program out, before load."""
+
+    def load(self) -> None:
+        """Verifies and loads all programs and maps."""
+
+    def attach(self, names: Collection[str], cgroup: Path | None = None) -> dict[str, int]:
+        """Attaches programs, those for cgroups to `cgroup`; link descriptors by name."""
+
+    def program_fds(self) -> dict[str, int]:
+        """Descriptors of the programs by name, after load."""
+
+    def map_fd(self, name: str) -> int:
+        """Descriptor of a map, after load."""
+
+    def close(self) -> None:
+        """Closes what was loaded. Descriptors that were duplicated stay."""
+
+
+def start(
+    loaded: Programs, config: SensorConfig, types: frozenset[int], own_pid: int, left_out: Collection[str] = ()
+) -> list[int]:
+    """Loads what the types need, says what is wanted, attaches; the descriptors of `handover`.
+
+    `left_out`: programs that tell of what the types need, and are not loaded all the same.
+    """
+    tellers = [teller for teller in acts.wanted_tellers(types) if teller.program not in left_out]
+    possible, cgroup = _possible_hooks(types)
+    hooks = [hook for hook in possible if hook.program not in left_out]
     iterators = _iterators()
     attached = [*_PROCESSES, *iterators, *(hook.program for hook in hooks), *(["on_syscall"] if tellers else [])]
     loaded.keep_only({*attached, *(teller.program for teller in tellers)})
@@ -132,7 +160,7 @@ def cgroup_root(mounts: Path = MOUNTS) -> Path | None:
     return Path(found[0][4]) if found else None
 
 
-def _set_filters(loaded: libbpf.BpfObject, config: SensorConfig, types: frozenset[int], own_pid: int) -> None:
+def _set_filters(loaded: Programs, config: SensorConfig, types: frozenset[int], own_pid: int) -> None:
     chosen = config.filters
     for key in filters.excluded(chosen):
         libbpf.update(loaded.map_fd("excluded"), b"\1", key)
@@ -145,7 +173,7 @@ def _set_filters(loaded: libbpf.BpfObject, config: SensorConfig, types: frozense
     libbpf.update(loaded.map_fd("settings"), filters.settings(chosen, types, own_pid, config.ring_bytes))
 
 
-def _set_acts(loaded: libbpf.BpfObject, tellers: Sequence[acts.Teller]) -> None:
+def _set_acts(loaded: Programs, tellers: Sequence[acts.Teller]) -> None:
     """Fills the tables: number -> act, act -> program."""
     programs = loaded.program_fds()
     for teller in tellers:
@@ -186,10 +214,9 @@ def _status_field(name: str) -> str:
 class CoreSource:
     """An EventSource on the kernel's ring buffer."""
 
-    kind: Source.ValueType = SOURCE_CORE
-
-    def __init__(self, fds: list[int], loaded: libbpf.BpfObject | None) -> None:
-        """`fds`: maps, iterator links, program links, in the order of `handover`."""
+    def __init__(self, fds: list[int], loaded: Programs | None, kind: Source.ValueType = SOURCE_CORE) -> None:
+        """`fds`: maps, iterator links, program links, in the order of `handover`. `kind`: who made the programs."""
+        self.kind = kind
         if len(fds) <= len(_MAPS) + _ITERATORS:
             raise KernelError(f"got {len(fds)} descriptors to resume from: not a handover of this version")
         self._fds = fds

@@ -7,6 +7,7 @@ import ctypes
 import os
 from collections.abc import Collection, Iterator
 from ctypes import CFUNCTYPE, POINTER, byref, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,8 @@ from tocsin.errors import KernelError
 SONAME: Final = "libbpf.so.1"
 LOG_LINES: Final = 12
 BTF_POINTER, BTF_TYPEDEF, BTF_CONST, BTF_FUNC = 2, 8, 10, 12
+LOG_BYTES: Final = 1 << 18
+BPF_TRACE_ITER: Final = 28
 _PRINT = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _FUNCTIONS: Final = (
     ("libbpf_set_print", c_void_p, (c_void_p,)),
@@ -39,6 +42,10 @@ _FUNCTIONS: Final = (
     ("bpf_map_lookup_elem", c_int, (c_int, c_void_p, c_void_p)),
     ("bpf_map_update_elem", c_int, (c_int, c_void_p, c_void_p, c_uint64)),
     ("bpf_obj_get_info_by_fd", c_int, (c_int, c_void_p, POINTER(c_uint32))),
+    ("bpf_prog_load", c_int, (c_int, c_char_p, c_char_p, c_char_p, c_size_t, c_void_p)),
+    ("bpf_btf_load", c_int, (c_char_p, c_size_t, c_void_p)),
+    ("bpf_raw_tracepoint_open", c_int, (c_char_p, c_int)),
+    ("bpf_link_create", c_int, (c_int, c_int, c_int, c_void_p)),
     ("libbpf_num_possible_cpus", c_int, ()),
     ("btf__load_vmlinux_btf", c_void_p, ()),
     ("btf__find_by_name_kind", c_int, (c_void_p, c_char_p, c_uint32)),
@@ -182,6 +189,107 @@ def _attach(program: int, section: str, cgroup: Path | None) -> int | None:
     else:
         link = bpf().bpf_program__attach(program)
     return int(link) if link else None
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program that stands in no object."""
+
+    name: str
+    license: str
+    bytecode: bytes
+    btf_fd: int
+    """What describes its functions."""
+    function_info: bytes
+    """struct bpf_func_info of each function."""
+    kind: int
+    """enum bpf_prog_type."""
+    place: int
+    """enum bpf_attach_type."""
+    attach_type: int = 0
+    """Type in the kernel's BTF of what it is attached to."""
+    flags: int = 0
+
+
+class _LoadOptions(ctypes.Structure):
+    """struct bpf_prog_load_opts of libbpf 1.0, up to the log's buffer."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("attempts", c_int),
+        ("expected_attach_type", c_uint32),
+        ("prog_btf_fd", c_uint32),
+        ("prog_flags", c_uint32),
+        ("prog_ifindex", c_uint32),
+        ("kern_version", c_uint32),
+        ("attach_btf_id", c_uint32),
+        ("attach_prog_fd", c_uint32),
+        ("attach_btf_obj_fd", c_uint32),
+        ("fd_array", c_void_p),
+        ("func_info", c_char_p),
+        ("func_info_cnt", c_uint32),
+        ("func_info_rec_size", c_uint32),
+        ("line_info", c_void_p),
+        ("line_info_cnt", c_uint32),
+        ("line_info_rec_size", c_uint32),
+        ("log_level", c_uint32),
+        ("log_size", c_uint32),
+        ("log_buf", c_void_p),
+    )
+
+
+def load_program(program: Program) -> int:
+    """Verifies and loads one program; its descriptor. Raises KernelError with the verifier's last words."""
+    text = ctypes.create_string_buffer(LOG_BYTES)
+    options = _LoadOptions(
+        sz=ctypes.sizeof(_LoadOptions),
+        expected_attach_type=program.place,
+        prog_btf_fd=program.btf_fd,
+        prog_flags=program.flags,
+        attach_btf_id=program.attach_type,
+        func_info=program.function_info,
+        func_info_cnt=len(program.function_info) // 8,
+        func_info_rec_size=8,
+        log_size=LOG_BYTES,
+        log_buf=ctypes.addressof(text),
+    )
+    count = len(program.bytecode) // 8
+    names = program.name[:15].encode(), program.license.encode()
+    fd = int(bpf().bpf_prog_load(program.kind, *names, program.bytecode, count, byref(options)))
+    if fd < 0:
+        lines = " | ".join(text.value.decode(errors="replace").splitlines()[-LOG_LINES:])
+        raise KernelError(f"kernel {os.uname().release} refuses {program.name}: {os.strerror(-fd)}; {lines}")
+    return fd
+
+
+def load_btf(raw: bytes) -> int:
+    """Gives the kernel a description of functions; its descriptor."""
+    return _made(bpf().bpf_btf_load(raw, len(raw), None), "describe functions to the kernel")
+
+
+def link_tracepoint(program_fd: int) -> int:
+    """Attaches a tp_btf program; the link's descriptor."""
+    return _made(bpf().bpf_raw_tracepoint_open(None, program_fd), "attach to a tracepoint")
+
+
+def link_iterator(program_fd: int) -> int:
+    """Makes an iterator of a program; the link's descriptor."""
+    return _made(bpf().bpf_link_create(program_fd, 0, BPF_TRACE_ITER, None), "make an iterator")
+
+
+def link_cgroup(program_fd: int, place: int, cgroup: Path) -> int:
+    """Attaches a program to a control group, at an enum bpf_attach_type; the link's descriptor."""
+    directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return _made(bpf().bpf_link_create(program_fd, directory, place, None), f"attach to {cgroup}")
+    finally:
+        os.close(directory)
+
+
+def _made(fd: int, what: str) -> int:
+    if fd < 0:
+        raise KernelError(f"cannot {what}: {os.strerror(-fd)}")
+    return fd
 
 
 def has_tracepoints(texts: Collection[str]) -> set[str]:

@@ -102,6 +102,10 @@ def open_source(config: SensorConfig, kept_fds: list[int], guard: AttachGuard) -
     """The source, and what it cannot see. Raises KernelError, or ConfigError for settings that make no sense."""
     if kept_fds:
         guard.resume()
+        if config.source == "bcc":
+            from tocsin.kernel.bcc import source as bcc
+
+            return bcc.resume_bcc(kept_fds), bcc.shortfall(frozenset(), ())
         return open_core(config, kept_fds), ""
     if config.source == "auto":
         return first_source(config, guard)
@@ -132,6 +136,18 @@ def _core(config: SensorConfig, guard: AttachGuard) -> tuple[EventSource, str]:
         raise
 
 
+def _bcc(config: SensorConfig, guard: AttachGuard) -> tuple[EventSource, str]:
+    from tocsin.kernel.bcc import source as bcc  # only for those who use it
+
+    check_requirements()
+    guard.arm()
+    try:
+        return bcc.open_bcc(config, own_pid=os.getppid())
+    except TocsinError:
+        guard.disarm()
+        raise
+
+
 def _netlink(config: SensorConfig, _: AttachGuard) -> tuple[EventSource, str]:
     from tocsin.kernel.netlink import source as netlink  # pyroute2 is large: only for those who use it
 
@@ -142,7 +158,7 @@ def _replay(config: SensorConfig, _: AttachGuard) -> tuple[EventSource, str]:
     return open_replay(config), "recorded events are shown, none of this host: sensor.source is replay"
 
 
-OPENERS: Final = {"core": _core, "netlink": _netlink, "replay": _replay}
+OPENERS: Final = {"core": _core, "bcc": _bcc, "netlink": _netlink, "replay": _replay}
 """How each source is opened."""
 AUTOMATIC: Final = ("core", "netlink")
 """What `auto` tries."""

@@ -12,7 +12,7 @@ import resource
 from collections.abc import Mapping
 from pathlib import Path
 
-from tocsin.api.event.v1.batch_pb2 import SOURCE_CORE, SOURCE_NETLINK, Source
+from tocsin.api.event.v1.batch_pb2 import SOURCE_BCC, SOURCE_CORE, SOURCE_NETLINK, Source
 from tocsin.sandbox import landlock, seccomp
 from tocsin.sandbox.capabilities import Capability, bound, keep_only
 from tocsin.sandbox.limits import file_size_limit, limit
@@ -32,6 +32,7 @@ ENRICHER_MEMORY_BYTES = 512 << 20
 _EBPF = frozenset({Capability.BPF, Capability.PERFMON, Capability.SYS_RESOURCE})
 SENSOR_CAPABILITIES: Mapping[Source.ValueType, frozenset[Capability]] = {
     SOURCE_CORE: _EBPF | _OTHERS_PROC,
+    SOURCE_BCC: _EBPF | _OTHERS_PROC,
     SOURCE_NETLINK: _OTHERS_PROC,
 }
 """What a source needs once it is open; one that is not named here needs nothing."""

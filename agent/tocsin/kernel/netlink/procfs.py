@@ -194,10 +194,15 @@ def _audit(folder: int, name: str) -> int:
 
 
 def _cgroup(text: bytes) -> tuple[int, bytes]:
-    """Inode and name of the directory in the unified hierarchy; 0 and empty where there is none."""
+    """Inode of the directory in the unified hierarchy, 0 where there is none; its name.
+
+    Where the unified hierarchy is unused, the name is that of the pids controller.
+    """
     root = unified_root()
-    path = next((line[3:] for line in text.splitlines() if line.startswith(b"0::")), b"")
-    name = path.rpartition(b"/")[2][:MAX_CGROUP_NAME_BYTES]
+    lines = [line.split(b":", 2) for line in text.splitlines()]
+    path = next((path for _, names, path in lines if not names), b"")
+    named = path if path not in (b"", b"/") else next((p for _, names, p in lines if b"pids" in names.split(b",")), b"")
+    name = named.rpartition(b"/")[2][:MAX_CGROUP_NAME_BYTES]
     if root is None or not path:
         return 0, name
     try:

@@ -12,6 +12,7 @@
 #undef bpf_core_field_exists
 #undef bpf_core_field_offset
 #undef bpf_core_type_size
+#undef bpf_core_type_exists
 #undef bpf_core_enum_value
 #undef bpf_core_enum_value_exists
 #undef BPF_CORE_READ_BITFIELD_PROBED
@@ -22,6 +23,7 @@
 #define bpf_core_field_exists(type, member)     (__builtin_offsetof(type, member) < ABSENT_MEMBER)
 #define bpf_core_field_offset(type, member)     __builtin_offsetof(type, member)
 #define bpf_core_type_size(type)                sizeof(type)
+#define bpf_core_type_exists(type)              TOCSIN_TYPE_EXISTS(type)
 #define bpf_core_enum_value(type, value)        TOCSIN_ENUM_VALUE_##value
 #define bpf_core_enum_value_exists(type, value) TOCSIN_ENUM_EXISTS_##value
 #define BPF_CORE_READ_BITFIELD_PROBED(from, bits) \

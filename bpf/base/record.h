@@ -36,11 +36,11 @@ static __always_inline struct settings *current_settings(void)
  * an interrupt that comes between two instructions ends before the second.
  */
 #ifdef BEFORE_5_12
-static __always_inline u32 take(u32 *busy)
+static __always_inline u64 take(u64 *busy)
 {
-	u32 before = *(volatile u32 *)busy;
+	u64 before = *(volatile u64 *)busy;
 
-	*(volatile u32 *)busy = 1;
+	*(volatile u64 *)busy = 1;
 	return before;
 }
 
@@ -49,7 +49,7 @@ static __always_inline u64 next_number(u64 *last)
 	return ++*last;
 }
 #else
-static __always_inline u32 take(u32 *busy)
+static __always_inline u64 take(u64 *busy)
 {
 	return __sync_lock_test_and_set(busy, 1);
 }

@@ -61,7 +61,7 @@ def test_each_member_stands_where_the_kernel_has_it() -> None:
     assert "struct { u8 tocsin_before_secure[4]; u8 secure; };" in text
     assert "struct { u8 tocsin_before_whole[8]; u64 whole; };" in text
     assert "u8 tocsin_size[16];" in text
-    assert "sizeof(((struct task *)0)->low) == 4" in text
+    assert "sizeof(((struct task *)0)->low) <= 4" in text
 
 
 def test_values_of_the_kernel_stand_in_the_text() -> None:

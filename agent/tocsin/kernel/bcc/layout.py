@@ -4,7 +4,8 @@ The compiler is given no kernel header. Of each member only the name and the C
 type are taken from the sources; where it stands comes from BTF: each struct
 becomes a union of its members, each behind its own padding. So what a compiler
 thinks of alignment cannot move a member, and that is asserted all the same. A
-member of another size is refused; one that the kernel has not stands where no
+number that the kernel has smaller is refused, of a larger one the lower part is
+read (little-endian), as with CO-RE; one that the kernel has not stands where no
 struct reaches, and no program may be left that uses it.
 """
 
@@ -25,6 +26,7 @@ _TYPES: Final = re.compile(
 )
 _NAME: Final = re.compile(r"(\w+)\s*(?:\[\w*\])?\s*(:\s*\d+)?\s*$")
 _FROM_BTF: Final = re.compile(r"\bTOCSIN_(ENUM_EXISTS|ENUM_VALUE|SHIFT|MASK)_(\w+)")
+_TYPE_EXISTS: Final = re.compile(r"\bTOCSIN_TYPE_EXISTS\(struct (\w+)\)")
 _INSTRUCTION: Final = struct.Struct("<4xi")
 
 
@@ -41,6 +43,7 @@ class Layout:
         text, replaced = _TYPES.subn(lambda found: "\n".join(map(self._declared, statements(found[1]))), source)
         if not replaced:
             raise KernelError("the programs' sources name no kernel types: reinstall the package, or run `make build`")
+        text = _TYPE_EXISTS.sub(lambda found: str(int(self._structure(found[1]) != 0)), text)
         return _FROM_BTF.sub(self._from_btf, text)
 
     def absent_in(self, bytecode: bytes) -> str:
@@ -50,6 +53,10 @@ class Layout:
             if 0 <= at < len(self._absent):
                 return self._absent[at]
         return ""
+
+    def _structure(self, name: str) -> int:
+        """Number of a type; what follows ___ tells apart what kernels make of one."""
+        return self._btf.structure(name.partition("___")[0])
 
     def _from_btf(self, found: re.Match[str]) -> str:
         return str(self._value(found[1], found[2]))
@@ -71,7 +78,7 @@ class Layout:
             return f"{statement};"
         body, _, alias = rest.rpartition("}")
         name = alias.strip() or head.split()[-1]
-        number = self._btf.structure(name.partition("___")[0])  # what follows tells apart what kernels make of one type
+        number = self._structure(name)
         members = self._btf.members(number) if number else {}
         parts = [f"u8 tocsin_size[{self._btf.size_bytes(number)}];"] if number else []
         checks = []
@@ -87,7 +94,7 @@ class Layout:
         if found is None:
             raise KernelError(f"{struct_name}: {declaration!r} is no member: run `make build`")
         name, member = found[1], members.get(found[1])
-        if member is None:
+        if member is None or not alike(declaration, member):
             self._absent.append(f"{struct_name}.{name}")
             at = ABSENT_MEMBER + (len(self._absent) - 1) * ABSENT_STEP
             return f"struct {{ u8 tocsin_before_{name}[{at}]; {declaration}; }};", ""
@@ -97,7 +104,7 @@ class Layout:
             return f"struct {{ u8 tocsin_before_{name}[{at}]; u8 {name}; }};", ""
         holds = f"__builtin_offsetof({struct_name}, {name}) == {at}"
         if member.scalar_bytes:
-            holds += f" && sizeof((({struct_name} *)0)->{name}) == {member.scalar_bytes}"
+            holds += f" && sizeof((({struct_name} *)0)->{name}) <= {member.scalar_bytes}"
         check = f'_Static_assert({holds}, "{struct_name}.{name}: the kernel has it otherwise");'
         return f"struct {{ u8 tocsin_before_{name}[{at}]; {declaration}; }};", check
 
@@ -105,6 +112,12 @@ class Layout:
         place = member.bit_offset % 8, member.bits or 8
         if sum(place) > 8 or self._bit_fields.setdefault(name, place) != place:
             raise KernelError(f"bit-field {name}: {place[1]} bits from bit {place[0]} on, expected some of one byte")
+
+
+def alike(declaration: str, member: Member) -> bool:
+    """Whether both are a struct, or both a number or pointer: a kernel that has another kind has not this member."""
+    by_value = declaration.startswith(("struct ", "union ")) and "*" not in declaration
+    return not (by_value and member.scalar_bytes)
 
 
 def statements(text: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ _CALL, _LOAD_WIDE = 0x85, 0x18
 _OF_FUNCTION, _OF_MAP = 1, 1
 """Marks in the upper half of an instruction's registers."""
 _GLOBAL_LINKAGE: Final = 1
-_SIZES: Final = {"u8": 1, "u16": 2, "u32": 4, "u64": 8, "int": 4}
+_SIZES: Final = {"_Bool": 1, "u8": 1, "u16": 2, "u32": 4, "u64": 8, "int": 4}
 _POINTER_ID: Final = 1
 """Of the only pointer type: a program's context."""
 

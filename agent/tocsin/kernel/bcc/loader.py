@@ -35,17 +35,22 @@ class ProgramsRefusedError(KernelError):
 class BccObject:
     """Compiled programs and, once loaded, their maps and descriptors."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - what compile_programs found out
         self,
         maps: libbpf.BpfObject,
         programs: Mapping[str, Linked],
+        unusable: Mapping[str, str],
         functions: Sequence[Function],
         map_names: Collection[str],
         btf: Btf,
     ) -> None:
-        """`maps`: the object of the source `core`, opened. `map_names`: by the numbers that stand for them."""
+        """`maps`: the object of the source `core`, opened. `unusable`: what must not be loaded, and why.
+
+        `map_names`: by the numbers that stand for them.
+        """
         self._maps = maps
         self._programs = programs
+        self._unusable = unusable
         self._functions = functions
         self._map_names = map_names
         self._btf = btf
@@ -58,8 +63,8 @@ class BccObject:
         self._maps.resize(map_name, max_entries)
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Leaves every other program out, before load."""
-        self._kept = frozenset(names)
+        """Leaves every other program out, before load. Those of other kernels are not there."""
+        self._kept = frozenset(names) & self._programs.keys()
 
     def load(self) -> None:
         """Makes the maps and loads the programs. Raises ProgramsRefusedError for all that the kernel refuses."""
@@ -68,8 +73,8 @@ class BccObject:
         map_fds = [self.map_fd(name) for name in self._map_names]
         functions, ids = described(self._functions)
         btf_fd = libbpf.load_btf(functions)
-        refused: dict[str, str] = {}
-        for name in sorted(self._kept):
+        refused = {name: why for name, why in self._unusable.items() if name in self._kept}
+        for name in sorted(self._kept - refused.keys()):
             linked = self._programs[name]
             bytecode, info = with_maps(linked.bytecode, map_fds), function_info(linked, ids)
             program = libbpf.Program(name, LICENSE, bytecode, btf_fd, info, **self._kind(linked.section))
@@ -116,7 +121,7 @@ class BccObject:
     def attach(self, names: Collection[str], cgroup: Path | None = None) -> dict[str, int]:
         """Attaches programs, those for cgroups to `cgroup`; link descriptors by name. Iterators do not run yet."""
         found: dict[str, int] = {}
-        for name in sorted(names):
+        for name in sorted(self._kept.intersection(names)):
             kind, _, place = self._programs[name].section.partition("/")
             if kind == "cgroup_skb":
                 found[name] = libbpf.link_cgroup(self._fds[name], _CGROUP_PLACES[place], cgroup or Path())

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -47,13 +47,15 @@ class Compiled:
 
     text: Text
     programs: dict[str, Linked]
+    unusable: dict[str, str]
+    """Why programs must not be loaded, by name."""
     btf: Btf
 
     def open(self, ring_bytes: int) -> BccObject:
         """A set of programs with maps of its own, not loaded yet."""
         maps = libbpf.BpfObject(read_object(OBJECT), OBJECT)
         maps.resize("events", ring_bytes)
-        return BccObject(maps, self.programs, self.text.functions, self.text.maps, self.btf)
+        return BccObject(maps, self.programs, self.unusable, self.text.functions, self.text.maps, self.btf)
 
 
 def open_bcc(config: SensorConfig, own_pid: int = 0) -> tuple[CoreSource, str]:
@@ -65,15 +67,17 @@ def open_bcc(config: SensorConfig, own_pid: int = 0) -> tuple[CoreSource, str]:
     types = filters.wanted(config.filters.events)
     check_requirements()
     if object_name() != OBJECT:
-        raise KernelError(f"the source bcc needs Linux 5.12 or newer, this is {os.uname().release}: use core or netlink")
+        raise KernelError(
+            f"the source bcc needs Linux 5.12 or newer, this is {os.uname().release}: use core or netlink"
+        )
     compiled = compile_programs(running_kernel())
-    _prove_apart(compiled)
+    prove_apart(compiled)
+    source, left_out = _started(compiled, config, types, own_pid)
     try:
-        source, left_out = _start(compiled, config, types, own_pid, frozenset()), frozenset[str]()
-    except ProgramsRefusedError as refused:
-        log.warning("what BCC made of some programs is left out: %s", refused)
-        left_out = refused.names
-        source = _start(compiled, config, types, own_pid, left_out)
+        prove(source, types)
+    except KernelError:
+        source.close()
+        raise
     return source, shortfall(types, left_out)
 
 
@@ -93,28 +97,34 @@ def shortfall(types: frozenset[int], left_out: Collection[str]) -> str:
     return f"the programs were compiled on this host by BCC{missing}"
 
 
-def _start(
-    compiled: Compiled, config: SensorConfig, types: frozenset[int], own_pid: int, left_out: Collection[str]
-) -> CoreSource:
-    loaded = compiled.open(config.ring_bytes)
-    try:
-        source = CoreSource(start(loaded, config, types, own_pid, left_out), loaded, SOURCE_BCC)
-        prove(source, types)
-    except TocsinError:
-        loaded.close()
-        raise
-    return source
+def _started(
+    compiled: Compiled, config: SensorConfig, types: frozenset[int], own_pid: int
+) -> tuple[CoreSource, frozenset[str]]:
+    """The source, and the programs that the kernel refuses. Raises KernelError when it refuses what all need."""
+    left_out: frozenset[str] = frozenset()
+    while True:
+        loaded = compiled.open(config.ring_bytes)
+        try:
+            return CoreSource(start(loaded, config, types, own_pid, left_out), loaded, SOURCE_BCC), left_out
+        except ProgramsRefusedError as refused:
+            loaded.close()
+            if left_out:
+                raise
+            log.warning("what BCC made of some programs is left out: %s", refused)
+            left_out = refused.names
+        except TocsinError:
+            loaded.close()
+            raise
 
 
-def _prove_apart(compiled: Compiled) -> None:
+def prove_apart(compiled: Compiled) -> None:
     """With a ring and filters of its own: what is done for the proof is told to nobody, nor kept from anybody."""
-    loaded = compiled.open(PROOF_RING_BYTES)
-    chosen = FilterConfig(own_events=True)
+    config = SensorConfig(ring_bytes=PROOF_RING_BYTES, filters=FilterConfig(own_events=True))
+    source, _ = _started(compiled, config, PROVED, 0)
     try:
-        fds = start(loaded, replace(SensorConfig(), ring_bytes=PROOF_RING_BYTES, filters=chosen), PROVED, 0)
-        prove_fields(CoreSource(fds, None, SOURCE_BCC))
+        prove_fields(source)
     finally:
-        loaded.close()
+        source.close()
 
 
 def compile_programs(btf: Btf) -> Compiled:
@@ -122,10 +132,13 @@ def compile_programs(btf: Btf) -> Compiled:
     layout = Layout(btf)
     text = make_text(layout.apply(read_object(SOURCE).decode()))
     programs = link(text, compile_text(text))
-    for program in programs.values():
-        if absent := layout.absent_in(program.bytecode):
-            raise KernelError(f"{program.name} reads {absent}, which this kernel has not: it is not loaded")
-    return Compiled(text, programs, btf)
+    absent = {name: layout.absent_in(program.bytecode) for name, program in programs.items()}
+    unusable = {
+        name: f"{name} reads {member}, which this kernel has not: it is not loaded"
+        for name, member in absent.items()
+        if member
+    }
+    return Compiled(text, programs, unusable, btf)
 
 
 def compile_text(text: Text) -> bytes:

@@ -8,7 +8,8 @@ import pytest
 from tocsin.api.control.v1 import control_service_pb2 as control
 from tocsin.errors import ContentError
 from tocsin.files import replace
-from tocsin.processes.child import FREE_DEATHS, Slot
+from tocsin.processes.channel import Kind, Message
+from tocsin.processes.child import FREE_DEATHS, Child, Slot
 from tocsin.processes.release_store import MAX_RELEASE_BYTES, ReleaseStore, hold, hold_path
 
 
@@ -37,6 +38,45 @@ def test_a_first_and_second_death_are_followed_by_a_restart_at_once_and_a_third_
     slot.died()
     assert 0 < third < slot.start_at_s - slot.deaths[-1]
     assert slot.restarts == 4
+
+
+class Busy(Child):
+    """A child that has used as much CPU time as a test says."""
+
+    used_s = 0.0
+
+    def cpu_s(self) -> float:
+        return self.used_s
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Busy:
+    """An evaluator that was heard at 1000 s, when the clock stands at 1006 s."""
+    child = Busy(control.ROLE_EVALUATOR, None, None, -1, 990.0, ready=True)  # type: ignore[arg-type]
+    now = [1000.0]
+    monkeypatch.setattr("tocsin.processes.child.time.monotonic", lambda: now[0])
+    child.hears(Message(Kind.HEARTBEAT, b=1))
+    now[0] = 1006.0
+    return child
+
+
+def test_an_evaluator_that_works_and_says_nothing_counts_as_hung(silent: Busy) -> None:
+    silent.used_s = 3.0
+    assert "said nothing for 6 s" in silent.hung(5.0, in_flight=True)
+
+
+def test_an_evaluator_that_gets_no_cpu_has_more_time(silent: Busy, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent.used_s = 1.0
+    assert silent.hung(5.0, in_flight=True) == ""
+    monkeypatch.setattr("tocsin.processes.child.time.monotonic", lambda: 1021.0)
+    assert "said nothing for 21 s" in silent.hung(5.0, in_flight=True)
+
+
+def test_an_evaluator_that_speaks_and_does_not_move_counts_as_hung(silent: Busy) -> None:
+    silent.used_s = 4.0
+    silent.hears(Message(Kind.HEARTBEAT, b=1))
+    assert "made no progress for 6 s" in silent.hung(5.0, in_flight=True)
+    assert silent.hung(5.0, in_flight=False) == ""
 
 
 def test_a_held_release_does_not_change_with_its_file(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from tocsin.api.control.v1 import control_service_pb2 as control
@@ -31,6 +32,11 @@ LOAD_TIMEOUT_S: Final = 60.0
 """From the start to READY."""
 SILENCE_S: Final = 20.0
 """Another process than an evaluator without a heartbeat for so long is killed."""
+WORKED_SHARE: Final = 0.5
+"""Of its time limit, as CPU time: who had less was kept waiting by the host, not by itself."""
+STARVED_FACTOR: Final = 4
+"""Who was kept waiting has so many times its limit."""
+CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 FREE_DEATHS: Final = 2
 DEATHS_WITHIN_S: Final = 10.0
 BACKOFF_S: Final = 0.5
@@ -59,6 +65,9 @@ class Child:
     code: int = 0
     moved_s: float = 0.0
     """When `b` changed last."""
+    heard_cpu_s: float = 0.0
+    """CPU time that it had used by then."""
+    moved_cpu_s: float = 0.0
     said: bytes = b""
     """Payload of the last heartbeat, unread."""
 
@@ -75,8 +84,9 @@ class Child:
     def hears(self, message: Message) -> None:
         """Notes READY or HEARTBEAT."""
         now_s = time.monotonic()
+        self.heard_cpu_s = self.cpu_s()
         if message.b != self.b or not self.heard_s or message.code:
-            self.moved_s = now_s
+            self.moved_s, self.moved_cpu_s = now_s, self.heard_cpu_s
         self.heard_s, self.a, self.b, self.code = now_s, message.a, message.b, message.code
         self.said = message.payload
 
@@ -91,17 +101,32 @@ class Child:
         """Ends it at once."""
         self.process.send_signal(signal.SIGKILL)
 
+    def cpu_s(self) -> float:
+        """CPU time that it has used; 0 when it is gone."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+
     def hung(self, hang_timeout_s: float, *, in_flight: bool) -> str:
         """Why it counts as hung; empty when it does not."""
         now_s = time.monotonic()
         if not self.ready:
             return "did not become ready" if now_s - self.started_s > LOAD_TIMEOUT_S else ""
         limit_s = hang_timeout_s if self.role == control.ROLE_EVALUATOR else SILENCE_S
-        if now_s - self.heard_s > limit_s:
-            return f"said nothing for {limit_s:.0f} s"
-        if self.role == control.ROLE_EVALUATOR and in_flight and now_s - self.moved_s > limit_s:
-            return f"made no progress for {limit_s:.0f} s"
+        if self._exceeded(now_s - self.heard_s, self.heard_cpu_s, limit_s):
+            return f"said nothing for {now_s - self.heard_s:.0f} s"
+        moved = self._exceeded(now_s - self.moved_s, self.moved_cpu_s, limit_s)
+        if self.role == control.ROLE_EVALUATOR and in_flight and moved:
+            return f"made no progress for {now_s - self.moved_s:.0f} s"
         return ""
+
+    def _exceeded(self, passed_s: float, cpu_before_s: float, limit_s: float) -> bool:
+        """Whether a limit is exceeded: by work, or by a multiple of it on a host that gives it no CPU."""
+        if passed_s <= limit_s:
+            return False
+        return passed_s > limit_s * STARVED_FACTOR or self.cpu_s() - cpu_before_s > limit_s * WORKED_SHARE
 
 
 def start(role: int, config_json: str) -> Child:

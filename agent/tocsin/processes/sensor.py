@@ -28,10 +28,9 @@ from typing import Final
 from tocsin import config as configuration
 from tocsin.api.control.v1 import control_service_pb2 as control
 from tocsin.config import SensorConfig
-from tocsin.errors import KernelError, PeerError, TocsinError
-from tocsin.kernel.core import check_requirements, open_core
+from tocsin.errors import PeerError, TocsinError
+from tocsin.kernel.choice import open_source
 from tocsin.kernel.guard import AttachGuard
-from tocsin.kernel.replay import open_replay
 from tocsin.kernel.source import Drained, EventSource
 from tocsin.processes.batching import Batcher, tells_context
 from tocsin.processes.channel import Channel, Kind, Message, unexpected
@@ -96,72 +95,6 @@ def kept_descriptors(monitor: Channel) -> list[int]:
     if message is None or message.kind is not Kind.KEEP:
         raise PeerError(f"got {message.kind.name if message else 'nothing'}, expected KEEP")
     return list(message.fds)
-
-
-def open_source(config: SensorConfig, kept_fds: list[int], guard: AttachGuard) -> tuple[EventSource, str]:
-    """The source, and what it cannot see. Raises KernelError, or ConfigError for settings that make no sense."""
-    if kept_fds:
-        guard.resume()
-        if config.source == "bcc":
-            from tocsin.kernel.bcc import source as bcc
-
-            return bcc.resume_bcc(kept_fds), bcc.shortfall(frozenset(), ())
-        return open_core(config, kept_fds), ""
-    if config.source == "auto":
-        return first_source(config, guard)
-    return OPENERS[config.source](config, guard)
-
-
-def first_source(config: SensorConfig, guard: AttachGuard) -> tuple[EventSource, str]:
-    """The first that this host allows, the most capable first; recorded events where none is."""
-    reasons = []
-    for name in AUTOMATIC:
-        try:
-            source, shortfall = OPENERS[name](config, guard)
-        except KernelError as error:
-            log.warning("source %s: %s", name, error)
-            reasons.append(f"{name}: {error}")
-        else:
-            return source, "; ".join([shortfall, *reasons]) if shortfall else ""
-    return open_replay(config), f"recorded events are shown, none of this host: {'; '.join(reasons)}"
-
-
-def _core(config: SensorConfig, guard: AttachGuard) -> tuple[EventSource, str]:
-    check_requirements()
-    guard.arm()
-    try:
-        return open_core(config, [], own_pid=os.getppid()), ""
-    except TocsinError:
-        guard.disarm()
-        raise
-
-
-def _bcc(config: SensorConfig, guard: AttachGuard) -> tuple[EventSource, str]:
-    from tocsin.kernel.bcc import source as bcc  # only for those who use it
-
-    check_requirements()
-    guard.arm()
-    try:
-        return bcc.open_bcc(config, own_pid=os.getppid())
-    except TocsinError:
-        guard.disarm()
-        raise
-
-
-def _netlink(config: SensorConfig, _: AttachGuard) -> tuple[EventSource, str]:
-    from tocsin.kernel.netlink import source as netlink  # pyroute2 is large: only for those who use it
-
-    return netlink.open_netlink(config), netlink.shortfall()
-
-
-def _replay(config: SensorConfig, _: AttachGuard) -> tuple[EventSource, str]:
-    return open_replay(config), "recorded events are shown, none of this host: sensor.source is replay"
-
-
-OPENERS: Final = {"core": _core, "bcc": _bcc, "netlink": _netlink, "replay": _replay}
-"""How each source is opened."""
-AUTOMATIC: Final = ("core", "netlink")
-"""What `auto` tries."""
 
 
 class Sensor:

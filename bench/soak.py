@@ -38,6 +38,8 @@ class Samples:
     minutes: list[float] = field(default_factory=list)
     memory: list[dict[str, float]] = field(default_factory=list)
     entries: dict[str, list[int]] = field(default_factory=dict)
+    missed: int = 0
+    """Looks at a process that was gone."""
     """By the kernel's table."""
     bounds: dict[str, int] = field(default_factory=dict)
     """Entries that each table holds at most."""
@@ -61,6 +63,7 @@ def measure(*, quick: bool) -> Figures:
             "PSS: memory with shared pages divided among those who share them; slope: least squares, "
             "95 % as if samples were independent, which they are not quite"
         ),
+        f"{samples.missed} looks at a process that was gone",
         f"entries are counted with every {COUNT_EVERY}th sample; tables whose entries cannot be listed are left out",
     ]
     return Figures(
@@ -75,7 +78,10 @@ def _watch_churn(agent: AgentUnderTest, folder: Path, samples: Samples, minutes:
     rounds = 0
     while (now := time.monotonic() - begin) < 60 * minutes:
         if now >= len(samples.minutes) * SAMPLE_S:
-            _sample(agent, samples, now / 60)
+            try:
+                _sample(agent, samples, now / 60)
+            except OSError:  # a process of the agent has just been replaced: the next round looks again
+                samples.missed += 1
         _churn(workloads, folder, rounds)
         rounds += 1
         time.sleep(PAUSE_S)

@@ -15,7 +15,7 @@ from guests.initramfs import ROOT  # type: ignore[import-not-found]
 
 QEMU: Final = "qemu-system-x86_64"
 INIT: Final = ROOT / "tests" / "guests" / "inside" / "init.py"
-TIMEOUT_S: Final = 900
+TIMEOUT_S: Final = 1800
 ATTEMPTS: Final = 2
 MEMORY_MB: Final = 1024
 # Emulated on any host, so that a result depends on the kernel alone. QEMU 7.2's cmpxchg16b lets 6.12 panic at random.

@@ -250,8 +250,9 @@ def attribute_acts(place: Path) -> dict[str, tuple[Callable[[], int], Told]]:
     """Each system call on attributes: what to do, and what must be told, the file's own facts apart."""
     path = place / "file"
     fd = os.open(path, os.O_RDWR)
-    value = (b"user.tocsin", b"value", 5, 0)
-    attribute: dict[str, bytes | int] = {"attribute": b"user.tocsin"}
+    # Not `user.`: tmpfs has those since 6.6 only.
+    value = (b"trusted.tocsin", b"value", 5, 0)
+    attribute: dict[str, bytes | int] = {"attribute": b"trusted.tocsin"}
     args = struct.pack("QII", 0, 0, 0)
     return {
         "chmod": (lambda: answer("chmod", path, 0o4711), (CHMOD, given(path, mode=0o4711))),
@@ -280,21 +281,24 @@ def attribute_acts(place: Path) -> dict[str, tuple[Callable[[], int], Told]]:
         "lsetxattr": (lambda: answer("lsetxattr", path, *value), (XATTR, given(path) | attribute)),
         "fsetxattr": (lambda: answer("fsetxattr", fd, *value), (XATTR, attribute)),
         "setxattrat": (
-            lambda: answer("setxattrat", AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, b"user.tocsin", args, 16),
+            lambda: answer("setxattrat", AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, b"trusted.tocsin", args, 16),
             (XATTR, given(path, open_flags=AT_SYMLINK_NOFOLLOW) | attribute),
         ),
         "removexattr": (
-            lambda: answer("removexattr", path, b"user.there"),
-            (XATTR, given(path, attribute=b"user.there")),
+            lambda: answer("removexattr", path, b"trusted.there"),
+            (XATTR, given(path, attribute=b"trusted.there")),
         ),
         "lremovexattr": (
-            lambda: answer("lremovexattr", path, b"user.there"),
-            (XATTR, given(path, attribute=b"user.there")),
+            lambda: answer("lremovexattr", path, b"trusted.there"),
+            (XATTR, given(path, attribute=b"trusted.there")),
         ),
-        "fremovexattr": (lambda: answer("fremovexattr", fd, b"user.there"), (XATTR, {"attribute": b"user.there"})),
+        "fremovexattr": (
+            lambda: answer("fremovexattr", fd, b"trusted.there"),
+            (XATTR, {"attribute": b"trusted.there"}),
+        ),
         "removexattrat": (
-            lambda: answer("removexattrat", fd, b"", AT_EMPTY_PATH, b"user.there"),
-            (XATTR, {"attribute": b"user.there", "open_flags": AT_EMPTY_PATH}),
+            lambda: answer("removexattrat", fd, b"", AT_EMPTY_PATH, b"trusted.there"),
+            (XATTR, {"attribute": b"trusted.there", "open_flags": AT_EMPTY_PATH}),
         ),
         "truncate": (lambda: answer("truncate", path, 5), (TRUNCATE, given(path, size=5))),
         "ftruncate": (lambda: answer("ftruncate", fd, 1 << 33), (TRUNCATE, {"size": 1 << 33})),
@@ -332,9 +336,9 @@ def possible(act: Callable[[], int], name: str) -> None:
 def test_each_call_on_attributes_is_told_with_every_field(sensor: Sensor, place: Path, name: str) -> None:
     path = place / "file"
     act, (kind, expected) = attribute_acts(place)[name]
-    os.setxattr(path, "user.there", b"1")
+    os.setxattr(path, "trusted.there", b"1")
     possible(act, name)
-    os.setxattr(path, "user.there", b"1")
+    os.setxattr(path, "trusted.there", b"1")
     event = told(sensor, kind, lambda: expect(0, act()))
     facts = {} if "path" in expected else of_file(path) | {"path": os.fsencode(path)}
     check_body(event, **facts | expected)

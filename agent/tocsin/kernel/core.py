@@ -13,6 +13,7 @@ import platform
 import struct
 from collections import deque
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Final, Protocol
@@ -64,6 +65,24 @@ _REASONS: Final = (
 )
 
 log = logging.getLogger("sensor")
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The programs for some event types on this host."""
+
+    tellers: tuple[acts.Teller, ...]
+    """Those that on_syscall calls."""
+    iterators: tuple[str, str]
+    attached: tuple[str, ...]
+    """By name, the iterators too."""
+    cgroup: Path | None
+    """Where those for control groups are attached."""
+
+    @property
+    def programs(self) -> frozenset[str]:
+        """Names of all."""
+        return frozenset((*self.attached, *(teller.program for teller in self.tellers)))
 
 
 def open_core(config: SensorConfig, kept_fds: list[int], own_pid: int = 0) -> "CoreSource":
@@ -120,18 +139,24 @@ def start(
 
     `left_out`: programs that tell of what the types need, and are not loaded all the same.
     """
-    tellers = [teller for teller in acts.wanted_tellers(types) if teller.program not in left_out]
+    chosen = choose(types, left_out)
+    loaded.keep_only(chosen.programs)
+    loaded.load()
+    _set_filters(loaded, config, types, own_pid)
+    _set_acts(loaded, chosen.tellers)
+    links = loaded.attach(chosen.attached, chosen.cgroup)
+    first = [loaded.map_fd(name) for name in _MAPS] + [links.pop(name) for name in chosen.iterators]
+    return [*first, *links.values()]
+
+
+def choose(types: frozenset[int], left_out: Collection[str] = ()) -> Chosen:
+    """What these types need, as far as this host has a place for it."""
+    tellers = tuple(teller for teller in acts.wanted_tellers(types) if teller.program not in left_out)
     possible, cgroup = _possible_hooks(types)
     hooks = [hook for hook in possible if hook.program not in left_out]
     iterators = _iterators()
     attached = [*_PROCESSES, *iterators, *(hook.program for hook in hooks), *(["on_syscall"] if tellers else [])]
-    loaded.keep_only({*attached, *(teller.program for teller in tellers)})
-    loaded.load()
-    _set_filters(loaded, config, types, own_pid)
-    _set_acts(loaded, tellers)
-    links = loaded.attach(attached, cgroup)
-    first = [loaded.map_fd(name) for name in _MAPS] + [links.pop(name) for name in iterators]
-    return [*first, *links.values()]
+    return Chosen(tellers, iterators, tuple(attached), cgroup)
 
 
 def _iterators() -> tuple[str, str]:

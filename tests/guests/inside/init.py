@@ -21,6 +21,7 @@ MOUNTS: Final = (
     ("proc", "/proc"),
     ("sysfs", "/sys"),
     ("devtmpfs", "/dev"),
+    ("devpts", "/dev/pts"),
     ("cgroup2", "/sys/fs/cgroup"),
     ("bpf", "/sys/fs/bpf"),
     ("tracefs", "/sys/kernel/tracing"),
@@ -34,6 +35,7 @@ LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 def mount(kind: str, target: str) -> None:
     """Raises OSError."""
+    Path(target).mkdir(exist_ok=True)
     if LIBC.mount(b"none", target.encode(), kind.encode(), 0, None):
         raise OSError(ctypes.get_errno(), f"mount {kind} on {target}")
 

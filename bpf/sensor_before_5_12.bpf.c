@@ -4,9 +4,17 @@
 #include "sensor.bpf.c"
 
 /*
- * Tracepoints cannot make the cookie that a connection's events carry: it is made before they are
- * reached, when a SYN is sent and when a connection that comes in is established.
+ * Tracepoints cannot make the cookie that a socket's events carry: it is made before they are
+ * reached, when a socket is created; of one that was there before, when a SYN is sent; of a
+ * connection that comes in, when it is established.
  */
+SEC("cgroup/sock_create")
+int make_cookie_of_new(struct bpf_sock *sk)
+{
+	bpf_get_socket_cookie(sk);
+	return 1;
+}
+
 SEC("sockops")
 int make_cookies(struct bpf_sock_ops *ops)
 {

@@ -142,8 +142,9 @@ _REQUESTS: Final = _FILE_REQUESTS | _types("TCP_ACCEPT", "TCP_CLOSE", "SOCKET_BI
 """What is told of io_uring: it needs to see requests end."""
 
 HOOKS: Final = (
-    # Stands in the object for kernels before 5.12 only.
+    # These two stand in the object for kernels before 5.12 only.
     Hook("make_cookies", _CONNECTIONS, cgroup=True),
+    Hook("make_cookie_of_new", _CONNECTIONS | _types("SOCKET_LISTEN", "SOCKET_BIND", "RAW_SOCKET"), cgroup=True),
     # DNS over TCP needs to know whose the connection is.
     Hook("on_tcp_state", _CONNECTIONS | _DNS | _types("SOCKET_LISTEN")),
     # An answer is of who asked.

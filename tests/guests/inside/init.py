@@ -28,6 +28,8 @@ MOUNTS: Final = (
     ("securityfs", "/sys/kernel/security"),
 )
 ROOT: Final = Path(__file__).parents[3]
+ROOT_MOUNT: Final = "/root/mount"
+MS_BIND, MS_MOVE = 0x1000, 0x2000
 RESTART: Final = 0x01234567
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
@@ -38,6 +40,18 @@ def mount(kind: str, target: str) -> None:
     Path(target).mkdir(exist_ok=True)
     if LIBC.mount(b"none", target.encode(), kind.encode(), 0, None):
         raise OSError(ctypes.get_errno(), f"mount {kind} on {target}")
+
+
+def enter_mount() -> None:
+    """Makes the root a mount on what the kernel unpacked, which itself cannot be left by pivot_root. Raises OSError."""
+    inner = ROOT_MOUNT.encode()
+    Path(ROOT_MOUNT).mkdir()
+    if LIBC.mount(b"/", inner, None, MS_BIND, None):
+        raise OSError(ctypes.get_errno(), "bind the root")
+    os.chdir(inner)
+    if LIBC.mount(b".", b"/", None, MS_MOVE, None):
+        raise OSError(ctypes.get_errno(), "move the root")
+    os.chroot(".")
 
 
 def bring_up_loopback() -> None:
@@ -69,6 +83,7 @@ def main() -> None:
     """A life: mount, run, tell, end."""
     status = 70
     try:
+        enter_mount()
         for kind, target in MOUNTS:
             mount(kind, target)
         Path("/tmp").chmod(0o1777)

@@ -11,6 +11,7 @@ from kernel.sensing import (  # type: ignore[import-not-found]
 )
 from tocsin.api.event.v1 import event_pb2
 from tocsin.config import SensorConfig
+from tocsin.kernel.core import open_core
 from tocsin.kernel.source import SourceCounters
 
 
@@ -68,6 +69,7 @@ def test_a_ring_that_nobody_reads_loses_and_counts_each_event_by_type_and_reason
             os.sched_setaffinity(0, allowed)
         counters = by_type(sensor.counted())
         for kind, (generated, lost) in counters.items():
+            lost.pop(event_pb2.LOSS_REASON_SKIPPED, None)  # nobody set out to write it
             assert generated == received(sensor, kind) + sum(lost.values()), (kind, generated, lost)
             assert set(lost) <= {event_pb2.LOSS_REASON_RING_FULL, event_pb2.LOSS_REASON_THROTTLED}, lost
         total = sum(sum(lost.values()) for _, lost in counters.values())
@@ -99,3 +101,17 @@ def test_the_shipped_ring_loses_nothing_of_2000_processes_and_counts_exactly() -
         assert not [e for e in sensor.events if e.process.pid in pids and e.flags]
     finally:
         sensor.close()
+
+
+def test_the_programs_whose_skips_count_are_the_attached_ones_and_found_again_by_the_next_sensor() -> None:
+    source = open_core(SensorConfig(), [])
+    try:
+        kept = [os.dup(fd) for fd in source.handover()]
+        watched = source.skipped.programs
+        assert {"on_exec", "on_fork", "on_exit", "on_syscall", "on_tcp_state"} <= watched
+        assert not {name for name in watched if name.startswith(("act_", "seed_"))}
+        following = open_core(SensorConfig(), kept)
+        assert following.skipped.programs == watched
+        following.close()
+    finally:
+        source.close()

@@ -23,6 +23,7 @@ from tocsin.api.event.v1.event_pb2 import (
     LOSS_REASON_RECORD_TOO_BIG,
     LOSS_REASON_RING_FULL,
     LOSS_REASON_SCRATCH_BUSY,
+    LOSS_REASON_SKIPPED,
     LOSS_REASON_THROTTLED,
     EventType,
 )
@@ -32,6 +33,7 @@ from tocsin.kernel import acts, filters, libbpf
 from tocsin.kernel.filters import EVENT_TYPES
 from tocsin.kernel.objects import read_object
 from tocsin.kernel.proof import prove
+from tocsin.kernel.skipped import Skipped
 from tocsin.kernel.source import Drained, SourceCounters
 from tocsin.ring.drain import Ring
 
@@ -62,6 +64,7 @@ _REASONS: Final = (
     LOSS_REASON_SCRATCH_BUSY,
     LOSS_REASON_RECORD_TOO_BIG,
     LOSS_REASON_THROTTLED,
+    LOSS_REASON_SKIPPED,
 )
 
 log = logging.getLogger("sensor")
@@ -146,7 +149,8 @@ def start(
     _set_acts(loaded, chosen.tellers)
     links = loaded.attach(chosen.attached, chosen.cgroup)
     first = [loaded.map_fd(name) for name in _MAPS] + [links.pop(name) for name in chosen.iterators]
-    return [*first, *links.values()]
+    programs = loaded.program_fds()
+    return [*first, *links.values(), *(programs[name] for name in links)]
 
 
 def choose(types: frozenset[int], left_out: Collection[str] = ()) -> Chosen:
@@ -240,7 +244,7 @@ class CoreSource:
     """An EventSource on the kernel's ring buffer."""
 
     def __init__(self, fds: list[int], loaded: Programs | None, kind: Source.ValueType = SOURCE_CORE) -> None:
-        """`fds`: maps, iterator links, program links, in the order of `handover`. `kind`: who made the programs."""
+        """`fds`: maps, iterator links, program links, programs, in the order of `handover`. `kind`: who made these."""
         self.kind = kind
         if len(fds) <= len(_MAPS) + _ITERATORS:
             raise KernelError(f"got {len(fds)} descriptors to resume from: not a handover of this version")
@@ -248,6 +252,8 @@ class CoreSource:
         self._loaded = loaded
         self._ring_fd, self._counters_fd, self._drained_fd, self._sightings_fd, self._settings_fd, _ = fds[: len(_MAPS)]
         self._images_link, self._connections_link = fds[len(_MAPS) : len(_MAPS) + _ITERATORS]
+        self.skipped = Skipped(fds[len(_MAPS) + _ITERATORS :])
+        """What the kernel skipped of what is attached."""
         self._ring = Ring(self._ring_fd, libbpf.max_entries(self._ring_fd))
         self._position, self._events = _DRAINED.unpack(libbpf.lookup(self._drained_fd, _DRAINED.size)[0])
         self._uncommitted: deque[tuple[int, int]] = deque()
@@ -276,6 +282,8 @@ class CoreSource:
         per_cpu = libbpf.lookup(self._counters_fd, _COUNTERS.size, per_cpu=True)
         totals = [sum(column) for column in zip(*(_COUNTERS.unpack(raw) for raw in per_cpu), strict=True)]
         table = [totals[1 + i * EVENT_TYPES : 1 + (i + 1) * EVENT_TYPES] for i in range(5)]
+        skipped = self.skipped.counts()
+        table.append([skipped[kind] for kind in range(EVENT_TYPES)])
         types = [
             TypeCounter(
                 event_type=EventType.ValueType(kind),
@@ -287,7 +295,7 @@ class CoreSource:
                 ],
             )
             for kind in range(EVENT_TYPES)
-            if table[0][kind]
+            if table[0][kind] or skipped[kind]
         ]
         return SourceCounters(types, images_missing=totals[-2], images_dropped=totals[-1])
 

@@ -5,6 +5,7 @@ Thin: each function is one of libbpf's, with its error turned into a KernelError
 
 import ctypes
 import os
+import struct
 from collections.abc import Collection, Iterator
 from ctypes import CFUNCTYPE, POINTER, byref, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from tocsin.errors import KernelError
 
 SONAME: Final = "libbpf.so.1"
 LOG_LINES: Final = 12
+PROGRAM_NAME_BYTES: Final = 15
+_PROGRAM_INFO: Final = struct.Struct("=64x16s128xQI4x")
+"""struct bpf_prog_info: name, recursion_misses, verified_insns."""
 BTF_POINTER, BTF_TYPEDEF, BTF_CONST, BTF_FUNC = 2, 8, 10, 12
 LOG_BYTES: Final = 1 << 18
 BPF_TRACE_ITER: Final = 28
@@ -344,6 +348,28 @@ def _type_name(btf: int, number: int) -> str:
         return _type_name(btf, kind_or_size)
     found: bytes = bpf().btf__name_by_offset(btf, name)
     return found.decode()
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInfo:
+    """What the kernel says of a loaded program."""
+
+    name: str
+    """Cut at PROGRAM_NAME_BYTES."""
+    skipped: int
+    """How often it was not run, as it was running on that CPU already; since Linux 5.12, else 0."""
+    verified: int
+    """Instructions that the verifier went through; since Linux 5.16, else 0."""
+
+
+def program_info(fd: int) -> ProgramInfo:
+    """Asks about a program. Raises KernelError."""
+    raw = ctypes.create_string_buffer(_PROGRAM_INFO.size)
+    size = c_uint32(_PROGRAM_INFO.size)
+    if bpf().bpf_obj_get_info_by_fd(fd, raw, byref(size)):
+        raise KernelError(f"cannot ask about program descriptor {fd}: {os.strerror(ctypes.get_errno())}")
+    name, skipped, verified = _PROGRAM_INFO.unpack(raw.raw)
+    return ProgramInfo(name.rstrip(b"\0").decode(), skipped, verified)
 
 
 def max_entries(map_fd: int) -> int:

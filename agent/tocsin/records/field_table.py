@@ -2,7 +2,7 @@
 
 from tocsin.records.field import Field, Presentation, Wire
 
-SCHEMA_DIGEST = bytes.fromhex("4409bc613dc95972d6dfa2fc1de5c86462577b849fdb109da4aa1fbe808c538f")
+SCHEMA_DIGEST = bytes.fromhex("a1b2802425a470056573ab6b2315fcfa2e659fbb78609c14748cbf0aaefe5ecd")
 """SHA-256 of the event schema, comments left out."""
 
 CATEGORY_EVENT_TYPES: dict[str, tuple[int, ...]] = {

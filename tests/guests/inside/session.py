@@ -25,10 +25,6 @@ TEXT_CHARACTERS: Final = 2000
 EXIT_REFUSED: Final = 20
 BPF_LOG_STATS: Final = 4
 LOG_BYTES: Final = 4096
-INFO_BYTES: Final = 256
-"""More than struct bpf_prog_info of any kernel has so far."""
-NAME_AT, NAME_BYTES, VERIFIED_AT = 64, 16, 216
-"""In struct bpf_prog_info. The kernel cuts names at 15 bytes; it counts since 5.16."""
 PYTEST: Final = ("--quiet", "--tb=short", "--color=no", "-p", "no:cacheprovider", "tests/kernel")
 # No kernel makes a difference to the first two; the third needs modules, and the guests have none.
 WITHOUT_FAMILIES: Final = tuple(
@@ -90,11 +86,9 @@ def verified_instructions() -> Iterator[tuple[str, int]]:
     number = ctypes.c_uint32(0)
     while libbpf.bpf().bpf_prog_get_next_id(number, ctypes.byref(number)) == 0:
         fd = libbpf.bpf().bpf_prog_get_fd_by_id(number)
-        info = ctypes.create_string_buffer(INFO_BYTES)
-        libbpf.bpf().bpf_obj_get_info_by_fd(fd, info, ctypes.byref(ctypes.c_uint32(INFO_BYTES)))
+        found = libbpf.program_info(fd)
         os.close(fd)
-        name = info.raw[NAME_AT : NAME_AT + NAME_BYTES].rstrip(b"\0").decode()
-        yield name, int.from_bytes(info.raw[VERIFIED_AT : VERIFIED_AT + 4], sys.byteorder)
+        yield found.name, found.verified
 
 
 def load_each(results: Results) -> None:

@@ -103,7 +103,9 @@ class TypeCounter(_message.Message):
     """Events that a program set out to write."""
     @_builtins.property
     def lost(self) -> _containers.RepeatedCompositeFieldContainer[Global___LossCounter]:
-        """Of those, lost, by reason."""
+        """Of those, lost, by reason; what was skipped stands here too, and nobody set
+        out to write it.
+        """
 
     def __init__(
         self,

@@ -487,6 +487,8 @@ class _LossReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LossReason
     """Held back: the type's limit was reached, or the ring was filling and more
     important types had to keep their place.
     """
+    LOSS_REASON_SKIPPED: _LossReason.ValueType  # 10
+    """The kernel skipped a program because it was running on that CPU already."""
 
 class LossReason(_LossReason, metaclass=_LossReasonEnumTypeWrapper):
     """Why events were lost."""
@@ -513,6 +515,8 @@ LOSS_REASON_THROTTLED: LossReason.ValueType  # 9
 """Held back: the type's limit was reached, or the ring was filling and more
 important types had to keep their place.
 """
+LOSS_REASON_SKIPPED: LossReason.ValueType  # 10
+"""The kernel skipped a program because it was running on that CPU already."""
 Global___LossReason: _TypeAlias = LossReason  # noqa: Y015
 
 @_typing.final

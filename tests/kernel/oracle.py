@@ -22,6 +22,11 @@ UNIFIED: Final = next(
 )
 
 
+def release() -> tuple[int, ...]:
+    """Of the running kernel: major, minor."""
+    return tuple(map(int, os.uname().release.split(".")[:2]))
+
+
 def stat_fields(pid: int) -> list[str]:
     """/proc/PID/stat behind the name; the first is field 3 of proc(5)."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
@@ -114,9 +119,8 @@ def image(pid: int) -> dict[str, int | bytes]:
 
 def without_seeded_argv(process: event_pb2.Process, expected: Mapping[str, int | bytes]) -> dict[str, int | bytes]:
     """Before 5.18 nobody reads the arguments of processes that are older than the sensor: they are flagged."""
-    major, minor = (int(number) for number in os.uname().release.split(".")[:2])
     cut = event_pb2.IMAGE_FLAG_SEEDED | event_pb2.IMAGE_FLAG_ARGV_TRUNCATED
-    if (major, minor) >= (5, 18) or process.image_flags & cut != cut:
+    if release() >= (5, 18) or process.image_flags & cut != cut:
         return dict(expected)
     return {name: value for name, value in expected.items() if name not in ("argv", "image_flags")}
 

@@ -15,6 +15,8 @@ TESTS = """## Tests
 
 passed / skipped / failed
 """
+FAILURES = """## Tests that fail
+"""
 INSTRUCTIONS = """## Instructions that the verifier goes through
 
 By program; the kernel cuts names at 15 bytes. Its limit is 1,000,000. `make kernels` fails when a program has grown by
@@ -28,7 +30,10 @@ The verifier's last words to each program that does not load, alone.
 
 def document(runs: Mapping[str, Run]) -> str:
     """The whole file."""
-    parts = [HEAD, _kernels(runs), TESTS, _tests(runs), INSTRUCTIONS, _instructions(runs)]
+    parts = [HEAD, _kernels(runs), TESTS, _tests(runs)]
+    if any(run.count("failed") for run in runs.values()):
+        parts += [FAILURES, _failures(runs)]
+    parts += [INSTRUCTIONS, _instructions(runs)]
     if any(run.refusals for run in runs.values()):
         parts += [REFUSALS, *(_refusals(name, run) for name, run in runs.items() if run.refusals)]
     return "\n".join(parts)
@@ -56,6 +61,11 @@ def _tests(runs: Mapping[str, Run]) -> str:
 def _counts(run: Run, family: str) -> str:
     counts = [run.count(outcome, family) for outcome in ("passed", "skipped", "failed")]
     return " / ".join(map(str, counts)) if any(counts) else NOTHING
+
+
+def _failures(runs: Mapping[str, Run]) -> str:
+    found = [(name, test) for name, run in runs.items() for test in run.tests if test.outcome == "failed"]
+    return _table(["", "Test"], [[name, f"`{test.name.removeprefix('tests/kernel/')}`"] for name, test in found])
 
 
 def _instructions(runs: Mapping[str, Run]) -> str:

@@ -445,6 +445,12 @@ def test_a_connect_that_is_refused_is_told(sensor: Sensor) -> None:
     assert (body.outcome, body.error) == (event_pb2.CONNECT_OUTCOME_FAILED, errno.ECONNREFUSED)
 
 
+def still_connecting(port: int) -> bool:
+    """Whether the kernel has a socket that waits for an answer from this port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(row[3] == "02" and int(row[2].rpartition(":")[2], 16) == port for row in rows)
+
+
 def test_a_connect_given_up_before_an_answer_is_told(sensor: Sensor) -> None:
     with socket.socket() as listener, socket.socket() as queued, socket.socket() as waiting:
         listener.bind(("127.0.0.1", 0))
@@ -455,6 +461,11 @@ def test_a_connect_given_up_before_an_answer_is_told(sensor: Sensor) -> None:
             ring.ask(Request(uring.CONNECT, fd=waiting.fileno(), addr=address(port), addr2=16))
             time.sleep(0.05)
         waiting.close()
+        deadline_s = time.monotonic() + 3
+        while still_connecting(port):
+            if time.monotonic() > deadline_s:
+                pytest.skip("A CONNECT GIVEN UP IS NOT TESTED: this kernel goes on with it when its ring is gone")
+            time.sleep(0.01)
         event = sensor.one_tcp(CONNECT, number)
     assert connection(event).outcome == event_pb2.CONNECT_OUTCOME_ABANDONED
     assert event.process.pid == os.getpid()

@@ -42,7 +42,7 @@ static __always_inline u32 dns_word(struct scratch *s, u64 at)
  */
 __noinline u32 write_dns_name(u32 slot, u32 at, u32 length)
 {
-	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
+	struct scratch *s = scratch_of(slot);
 	u64 offset = DNS_HEAD_BYTES, text = 0, label, to = at;
 
 	BARRIER(to);
@@ -73,7 +73,7 @@ __noinline u32 write_dns_name(u32 slot, u32 at, u32 length)
 /* Where the name at `offset` ends; a pointer to another name ends it. 0: it does not. */
 __noinline u32 skip_dns_name(u32 slot, u32 offset, u32 length)
 {
-	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
+	struct scratch *s = scratch_of(slot);
 	u32 label;
 
 	if (!s)
@@ -99,7 +99,7 @@ __noinline u32 skip_dns_name(u32 slot, u32 offset, u32 length)
  */
 __noinline u32 write_dns_address(u32 slot, u32 at, u32 offset, u32 length)
 {
-	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
+	struct scratch *s = scratch_of(slot);
 	u32 type, class, size, written = 0;
 	u64 to = at;
 

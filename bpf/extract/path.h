@@ -18,7 +18,7 @@
  */
 __noinline u32 put_name(u64 dentry_address, u32 offset, u32 slot)
 {
-	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
+	struct scratch *s = scratch_of(slot);
 	struct dentry *dentry = (void *)dentry_address;
 	struct qstr name;
 	u64 length;
@@ -74,7 +74,7 @@ __noinline u32 walk_path(u64 vfsmount, u64 dentry_address, u32 slot)
 /* Appends the path as a field with a tag of two bytes; returns the record's end, with PATH_CUT. */
 __noinline u64 put_path(u64 vfsmount, u64 dentry, u64 at, u32 tag, u32 slot)
 {
-	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
+	struct scratch *s = scratch_of(slot);
 	u32 walked = walk_path(vfsmount, dentry, slot);
 	u64 offset = walked & ~PATH_CUT, length;
 	struct long_field *field;

@@ -120,7 +120,7 @@ static __always_inline u64 append_unix_path(struct scratch *s, u64 at, u8 tag,
 /* Where the last part of the path in the scratch's path area begins. */
 __noinline u32 begin_of_last_part(u32 slot)
 {
-	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
+	struct scratch *s = scratch_of(slot);
 	u32 begin = 0;
 
 	if (!s)

@@ -24,9 +24,7 @@ static __always_inline void tell_credentials(u32 cause, struct known_credentials
 	struct scratch *s;
 	u64 body, at;
 
-	if (!wanted(type, (void *)bpf_get_current_task()))
-		return;
-	s = begin_act(type, &body);
+	s = begin_wanted_act(type, &body);
 	if (!s)
 		return;
 	w = FIXED_PART(s, body);

@@ -31,9 +31,7 @@ static __always_inline void tell_module(u8 type, u32 error, struct module *modul
 	struct scratch *s;
 	u64 at, body;
 
-	if (!wanted(type, (void *)bpf_get_current_task()))
-		return;
-	s = begin_act(type, &body);
+	s = begin_wanted_act(type, &body);
 	if (!s)
 		return;
 	w = FIXED_PART(s, body);

@@ -36,9 +36,7 @@ static __always_inline void tell_memory_executable(struct memory_act *act, u32 e
 	struct scratch *s;
 	u64 body, at;
 
-	if (!wanted(type, (void *)bpf_get_current_task()))
-		return;
-	s = begin_act(type, &body);
+	s = begin_wanted_act(type, &body);
 	if (!s)
 		return;
 	w = FIXED_PART(s, body);

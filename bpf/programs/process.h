@@ -213,7 +213,7 @@ int on_exit(unsigned long long *ctx)
 	s = begin(TOCSIN_EVENT_TYPE_EXIT, &at);
 	if (!s)
 		return 0;
-	at = append_actors(s, at, task);
+	at = append_current(s, at);
 	BARRIER(at);
 	if (at > RECORD_BYTES - 512) {
 		submit(s, TOCSIN_EVENT_TYPE_EXIT, RECORD_BYTES + 1);

@@ -32,7 +32,7 @@ static __always_inline void seed_image(struct bpf_iter__task *ctx, bool may_slee
 			bpf_seq_write(ctx->meta->seq, &pid, sizeof(pid));
 		return;
 	}
-	s = bpf_map_lookup_elem(&scratches, &slot);
+	s = scratch_of(slot);
 	if (!s)
 		return;
 	s->slot = SEED_SLOT;
@@ -102,7 +102,7 @@ int seed_connections(struct bpf_iter__task_file *ctx)
 	}
 	if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT)
 		return 0;
-	s = bpf_map_lookup_elem(&scratches, &slot);
+	s = scratch_of(slot);
 	if (!s || find_connection(sk))
 		return 0;
 	connection = new_connection(s, task,

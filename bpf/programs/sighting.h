@@ -70,7 +70,7 @@ static __always_inline bool send_sighting(struct scratch *s, struct sighted_file
  */
 __noinline int sight(u32 slot, u64 path, u64 path_end)
 {
-	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
+	struct scratch *s = scratch_of(slot);
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct settings *settings = current_settings();
 	struct sighted_file file;

@@ -213,9 +213,7 @@ static __always_inline void tell_prctl(u32 option, u64 argument, u32 error)
 	struct scratch *s;
 	u64 body, at;
 
-	if (!wanted(type, (void *)bpf_get_current_task()))
-		return;
-	s = begin_act(type, &body);
+	s = begin_wanted_act(type, &body);
 	if (!s)
 		return;
 	w = FIXED_PART(s, body);

@@ -27,6 +27,12 @@ static __always_inline struct scratch *begin_act(u8 type, u64 *body)
 	return s;
 }
 
+/* The same where events of this type by the current task are wanted; NULL also where they are not. */
+static __always_inline struct scratch *begin_wanted_act(u8 type, u64 *body)
+{
+	return wanted(type, (void *)bpf_get_current_task()) ? begin_act(type, body) : NULL;
+}
+
 /* Where the fixed part of a body begins. Masked, for verifiers that lose what was compared. */
 #define FIXED_MASK 0x1fff
 _Static_assert(BODY_LATEST <= FIXED_MASK, "a body begins below the mask");

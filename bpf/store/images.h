@@ -50,7 +50,7 @@ static __always_inline u64 append_ancestors(struct scratch *s, u64 at, struct im
  */
 __noinline u64 put_image(u32 slot, u64 at, u32 pid, u64 start_boottime_ns, u32 missing)
 {
-	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
+	struct scratch *s = scratch_of(slot);
 	struct image *image = find_image(pid, start_boottime_ns);
 	u64 begin = at, generation, length;
 
@@ -78,7 +78,19 @@ __noinline u64 put_image(u32 slot, u64 at, u32 pid, u64 start_boottime_ns, u32 m
 	return at;
 }
 
-/* Opens the nested message `tag`; its length is written by end_process. */
+/* Closes the nested message `tag` that was begun at `begin`; returns the record's end. */
+static __always_inline u64 close_process(struct scratch *s, u64 begin, u64 at, u8 tag)
+{
+	BARRIER(begin);
+	if (begin > BODY_MASK)
+		return RECORD_BYTES + 1;
+	BOUND(begin, BODY_MASK);
+	s->record[begin] = tag;
+	put_length(s->record + begin + 1, at - begin - sizeof(struct short_field));
+	return at;
+}
+
+/* Appends a task whose type the verifier knows, with its image, as the nested message `tag`. */
 static __always_inline u64 append_process(struct scratch *s, u64 at, u8 tag, u32 missing,
 					  struct task_struct *task)
 {
@@ -92,12 +104,7 @@ static __always_inline u64 append_process(struct scratch *s, u64 at, u8 tag, u32
 	if (task->flags & PF_KTHREAD)
 		missing = 0;
 	at = put_image(s->slot, at, task->tgid, task->group_leader->start_boottime, missing);
-	BARRIER(begin);
-	if (begin > 16384)
-		return RECORD_BYTES + 1;
-	s->record[begin] = tag;
-	put_length(s->record + begin + 1, at - begin - sizeof(struct short_field));
-	return at;
+	return close_process(s, begin, at, tag);
 }
 
 /* The same for a task that came from a read. */
@@ -115,12 +122,7 @@ static __always_inline u64 append_probed(struct scratch *s, u64 at, u8 tag, u32 
 		missing = 0;
 	at = put_image(s->slot, at, BPF_CORE_READ(task, tgid),
 		       BPF_CORE_READ(task, group_leader, start_boottime), missing);
-	BARRIER(begin);
-	if (begin > 16384)
-		return RECORD_BYTES + 1;
-	s->record[begin] = tag;
-	put_length(s->record + begin + 1, at - begin - sizeof(struct short_field));
-	return at;
+	return close_process(s, begin, at, tag);
 }
 
 #define KEPT_MASK 255
@@ -142,32 +144,16 @@ static __always_inline u64 append_kept(struct scratch *s, u64 at, u8 tag, u32 mi
 	at += sizeof(struct short_field) + length;
 	at = put_image(s->slot, at, kept->pid, kept->start_boottime_ns,
 		       kept->kernel_thread ? 0 : missing);
-	BARRIER(begin);
-	if (begin > BODY_AT)
-		return RECORD_BYTES + 1;
-	BOUND(begin, BODY_MASK);
-	s->record[begin] = tag;
-	put_length(s->record + begin + 1, at - begin - sizeof(struct short_field));
-	return at;
-}
-
-/* Who acted, and the parent of who acted. */
-static __always_inline u64 append_actors(struct scratch *s, u64 at, struct task_struct *task)
-{
-	at = append_process(s, at, TOCSIN_TAG_EVENT_PROCESS,
-			    TOCSIN_EVENT_FLAG_PROCESS_IMAGE_MISSING, task);
-	return append_process(s, at, TOCSIN_TAG_EVENT_PARENT,
-			      TOCSIN_EVENT_FLAG_PARENT_IMAGE_MISSING,
-			      task->real_parent->group_leader);
+	return close_process(s, begin, at, tag);
 }
 
 /*
- * The same for the task that runs now; returns the record's end. Global: the kernel looks types up
+ * The parent of the task that runs now; returns the record's end. Global: the kernel looks types up
  * by name for every pointer that is followed here, which takes milliseconds; it does so once.
  */
 __noinline u64 put_parent(u32 slot, u64 at)
 {
-	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
+	struct scratch *s = scratch_of(slot);
 	struct task_struct *task;
 
 	if (!s)
@@ -181,9 +167,10 @@ __noinline u64 put_parent(u32 slot, u64 at)
 			     BPF_CORE_READ(task, real_parent, group_leader));
 }
 
+/* The task that runs now. */
 __noinline u64 put_process(u32 slot, u64 at)
 {
-	struct scratch *s = bpf_map_lookup_elem(&scratches, &slot);
+	struct scratch *s = scratch_of(slot);
 
 	if (!s)
 		return RECORD_BYTES + 1;
@@ -196,6 +183,7 @@ __noinline u64 put_process(u32 slot, u64 at)
 			     (void *)bpf_get_current_task());
 }
 
+/* Who acts, and the parent of who acts. */
 static __always_inline u64 append_current(struct scratch *s, u64 at)
 {
 	return put_parent(s->slot, put_process(s->slot, at));

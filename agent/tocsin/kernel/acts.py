@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from tocsin.api.event.v1 import event_pb2 as pb
 from tocsin.errors import KernelError
+from tocsin.kernel.filters import event_types
 
 try:
     import pyseccomp
@@ -108,10 +108,6 @@ class Teller:
     """Names of the system calls of each act."""
 
 
-def _types(*names: str) -> frozenset[int]:
-    return frozenset(pb.EventType.Value(f"EVENT_TYPE_{name}") for name in names)
-
-
 @dataclass(frozen=True, slots=True)
 class Hook:
     """A program that is attached by itself."""
@@ -124,9 +120,9 @@ class Hook:
     """It sees the packets of a control group; there must be a cgroup2 hierarchy."""
 
 
-_CONNECTIONS: Final = _types("TCP_CONNECT", "TCP_ACCEPT", "TCP_CLOSE")
-_DNS: Final = _types("DNS_QUERY", "DNS_ANSWER")
-_FILE_REQUESTS: Final = _types(
+_CONNECTIONS: Final = event_types("TCP_CONNECT", "TCP_ACCEPT", "TCP_CLOSE")
+_DNS: Final = event_types("DNS_QUERY", "DNS_ANSWER")
+_FILE_REQUESTS: Final = event_types(
     "FILE_WRITE",
     "FILE_CREATE",
     "FILE_READ",
@@ -138,21 +134,21 @@ _FILE_REQUESTS: Final = _types(
     "FILE_XATTR",
     "FILE_TRUNCATE",
 )
-_REQUESTS: Final = _FILE_REQUESTS | _types("TCP_ACCEPT", "TCP_CLOSE", "SOCKET_BIND", "RAW_SOCKET", "UNIX_CONNECT")
+_REQUESTS: Final = _FILE_REQUESTS | event_types("TCP_ACCEPT", "TCP_CLOSE", "SOCKET_BIND", "RAW_SOCKET", "UNIX_CONNECT")
 """What is told of io_uring: it needs to see requests end."""
 
 HOOKS: Final = (
     # These two stand in the object for kernels before 5.12 only.
     Hook("make_cookies", _CONNECTIONS, cgroup=True),
-    Hook("make_cookie_of_new", _CONNECTIONS | _types("SOCKET_LISTEN", "SOCKET_BIND", "RAW_SOCKET"), cgroup=True),
+    Hook("make_cookie_of_new", _CONNECTIONS | event_types("SOCKET_LISTEN", "SOCKET_BIND", "RAW_SOCKET"), cgroup=True),
     # DNS over TCP needs to know whose the connection is.
-    Hook("on_tcp_state", _CONNECTIONS | _DNS | _types("SOCKET_LISTEN")),
+    Hook("on_tcp_state", _CONNECTIONS | _DNS | event_types("SOCKET_LISTEN")),
     # An answer is of who asked.
-    Hook("on_egress", _DNS | _types("UDP_FLOW"), cgroup=True),
-    Hook("on_ingress", _types("DNS_ANSWER"), cgroup=True),
-    Hook("on_signal", _types("SIGNAL")),
-    Hook("on_module_load", _types("MODULE_LOAD"), "module_load"),
-    Hook("on_module_unload", _types("MODULE_UNLOAD"), "module_free"),
+    Hook("on_egress", _DNS | event_types("UDP_FLOW"), cgroup=True),
+    Hook("on_ingress", event_types("DNS_ANSWER"), cgroup=True),
+    Hook("on_signal", event_types("SIGNAL")),
+    Hook("on_module_load", event_types("MODULE_LOAD"), "module_load"),
+    Hook("on_module_unload", event_types("MODULE_UNLOAD"), "module_free"),
     # One of each kind fits: what io_uring's tracepoints tell has changed.
     Hook("on_uring_submit", _FILE_REQUESTS, "io_uring_submit_req"),
     Hook("on_uring_sqe", _FILE_REQUESTS, "io_uring_submit_sqe(io_kiocb *)"),
@@ -165,23 +161,23 @@ HOOKS: Final = (
 """Beside those for processes, which are always there: the others need what they keep."""
 
 TELLERS: Final = (
-    Teller("act_accept", _types("TCP_ACCEPT", "TCP_CLOSE"), {Act.ACCEPT: ("accept", "accept4")}),
-    Teller("act_connect", _types("TCP_CONNECT", "UNIX_CONNECT"), {Act.CONNECT: ("connect",)}),
-    Teller("act_bind", _types("SOCKET_BIND"), {Act.BIND: ("bind",)}),
-    Teller("act_socket", _types("RAW_SOCKET"), {Act.SOCKET: ("socket",)}),
+    Teller("act_accept", event_types("TCP_ACCEPT", "TCP_CLOSE"), {Act.ACCEPT: ("accept", "accept4")}),
+    Teller("act_connect", event_types("TCP_CONNECT", "UNIX_CONNECT"), {Act.CONNECT: ("connect",)}),
+    Teller("act_bind", event_types("SOCKET_BIND"), {Act.BIND: ("bind",)}),
+    Teller("act_socket", event_types("RAW_SOCKET"), {Act.SOCKET: ("socket",)}),
     Teller(
         "act_socketcall",  # of 32-bit processes: calls on one of those before
-        _types("TCP_ACCEPT", "TCP_CLOSE", "TCP_CONNECT", "UNIX_CONNECT", "SOCKET_BIND", "RAW_SOCKET"),
+        event_types("TCP_ACCEPT", "TCP_CLOSE", "TCP_CONNECT", "UNIX_CONNECT", "SOCKET_BIND", "RAW_SOCKET"),
         {Act.SOCKETCALL: ("socketcall",)},
     ),
     Teller(
         "act_file_open",
-        _types("FILE_WRITE", "FILE_CREATE", "FILE_READ"),
+        event_types("FILE_WRITE", "FILE_CREATE", "FILE_READ"),
         {Act.OPEN: ("open",), Act.CREAT: ("creat",), Act.OPENAT: ("openat",), Act.OPENAT2: ("openat2",)},
     ),
     Teller(
         "act_file_name",
-        _types("FILE_CREATE", "FILE_DELETE", "FILE_RENAME", "FILE_LINK", "FILE_SYMLINK", "DIRECTORY_CREATE"),
+        event_types("FILE_CREATE", "FILE_DELETE", "FILE_RENAME", "FILE_LINK", "FILE_SYMLINK", "DIRECTORY_CREATE"),
         {
             Act.UNLINK: ("unlink",),
             Act.UNLINKAT: ("unlinkat",),
@@ -201,7 +197,7 @@ TELLERS: Final = (
     ),
     Teller(
         "act_file_attribute",
-        _types("FILE_CHMOD", "FILE_CHOWN", "FILE_XATTR", "FILE_TRUNCATE", "FILE_TIMES"),
+        event_types("FILE_CHMOD", "FILE_CHOWN", "FILE_XATTR", "FILE_TRUNCATE", "FILE_TIMES"),
         {
             Act.CHMOD: ("chmod",),
             Act.FCHMOD: ("fchmod",),
@@ -227,7 +223,7 @@ TELLERS: Final = (
     ),
     Teller(
         "act_credentials",
-        _types("CREDENTIALS"),
+        event_types("CREDENTIALS"),
         {
             Act.SETUID: tuple(
                 f"set{ids}{width}"
@@ -237,25 +233,25 @@ TELLERS: Final = (
             Act.CAPSET: ("capset",),
         },
     ),
-    Teller("act_ptrace", _types("PTRACE"), {Act.PTRACE: ("ptrace",)}),
-    Teller("act_process_write", _types("PROCESS_WRITE"), {Act.PROCESS_WRITE: ("process_vm_writev",)}),
-    Teller("act_prctl", _types("PRCTL"), {Act.PRCTL: ("prctl",)}),
-    Teller("act_seccomp", _types("PRCTL"), {Act.SECCOMP: ("seccomp",)}),
-    Teller("act_memfd_create", _types("MEMFD_CREATE"), {Act.MEMFD_CREATE: ("memfd_create",)}),
+    Teller("act_ptrace", event_types("PTRACE"), {Act.PTRACE: ("ptrace",)}),
+    Teller("act_process_write", event_types("PROCESS_WRITE"), {Act.PROCESS_WRITE: ("process_vm_writev",)}),
+    Teller("act_prctl", event_types("PRCTL"), {Act.PRCTL: ("prctl",)}),
+    Teller("act_seccomp", event_types("PRCTL"), {Act.SECCOMP: ("seccomp",)}),
+    Teller("act_memfd_create", event_types("MEMFD_CREATE"), {Act.MEMFD_CREATE: ("memfd_create",)}),
     Teller(
         "act_memory_protect",
-        _types("MEMORY_EXECUTABLE"),
+        event_types("MEMORY_EXECUTABLE"),
         {Act.MMAP: ("mmap", "mmap2"), Act.MPROTECT: ("mprotect", "pkey_mprotect")},
     ),
-    Teller("act_memory_map_old", _types("MEMORY_EXECUTABLE"), {Act.MMAP_OLD: ("old_mmap",)}),
+    Teller("act_memory_map_old", event_types("MEMORY_EXECUTABLE"), {Act.MMAP_OLD: ("old_mmap",)}),
     Teller(
         "act_namespace",
-        _types("NAMESPACE"),
+        event_types("NAMESPACE"),
         {Act.UNSHARE: ("unshare",), Act.SETNS: ("setns",)},
     ),
     Teller(
         "act_mount",
-        _types("MOUNT", "UMOUNT", "PIVOT_ROOT", "CHROOT"),
+        event_types("MOUNT", "UMOUNT", "PIVOT_ROOT", "CHROOT"),
         {
             Act.MOUNT: ("mount",),
             Act.MOVE_MOUNT: ("move_mount",),
@@ -267,17 +263,17 @@ TELLERS: Final = (
     ),
     Teller(
         "act_module",
-        _types("MODULE_LOAD", "MODULE_UNLOAD"),
+        event_types("MODULE_LOAD", "MODULE_UNLOAD"),
         {Act.INIT_MODULE: ("init_module", "finit_module"), Act.DELETE_MODULE: ("delete_module",)},
     ),
-    Teller("act_bpf", _types("BPF"), {Act.BPF: ("bpf",)}),
+    Teller("act_bpf", event_types("BPF"), {Act.BPF: ("bpf",)}),
     Teller(
         "act_kexec",
-        _types("KEXEC"),
+        event_types("KEXEC"),
         {Act.KEXEC: ("kexec_load",), Act.KEXEC_FILE: ("kexec_file_load",)},
     ),
-    Teller("act_perf_event", _types("PERF_EVENT_OPEN"), {Act.PERF_EVENT_OPEN: ("perf_event_open",)}),
-    Teller("act_io_ports", _types("IO_PORTS"), {Act.IOPERM: ("ioperm",), Act.IOPL: ("iopl",)}),
+    Teller("act_perf_event", event_types("PERF_EVENT_OPEN"), {Act.PERF_EVENT_OPEN: ("perf_event_open",)}),
+    Teller("act_io_ports", event_types("IO_PORTS"), {Act.IOPERM: ("ioperm",), Act.IOPL: ("iopl",)}),
 )
 """Every program that tells system calls."""
 

@@ -28,20 +28,21 @@ _SIGHTINGS_FOR: Final = struct.Struct("<I4x")
 """The last members."""
 
 
-def _types(*names: str) -> frozenset[int]:
+def event_types(*names: str) -> frozenset[int]:
+    """Numbers of event types by their names without EVENT_TYPE_."""
     return frozenset(pb.EventType.Value(f"EVENT_TYPE_{name}") for name in names)
 
 
 CLASSES: Final = {
-    "process": _types("EXEC", "FORK", "EXIT"),
-    "privilege": _types("CREDENTIALS", "PTRACE", "PROCESS_WRITE", "PRCTL", "SIGNAL"),
-    "isolation": _types("NAMESPACE", "MOUNT", "UMOUNT", "PIVOT_ROOT", "CHROOT"),
+    "process": event_types("EXEC", "FORK", "EXIT"),
+    "privilege": event_types("CREDENTIALS", "PTRACE", "PROCESS_WRITE", "PRCTL", "SIGNAL"),
+    "isolation": event_types("NAMESPACE", "MOUNT", "UMOUNT", "PIVOT_ROOT", "CHROOT"),
     "file": frozenset(
         v for n, v in pb.EventType.items() if n.startswith(("EVENT_TYPE_FILE_", "EVENT_TYPE_DIRECTORY_"))
     ),
-    "memory": _types("MEMFD_CREATE", "MEMORY_EXECUTABLE"),
-    "kernel": _types("MODULE_LOAD", "MODULE_UNLOAD", "BPF", "KEXEC", "PERF_EVENT_OPEN", "IO_PORTS"),
-    "network": _types(
+    "memory": event_types("MEMFD_CREATE", "MEMORY_EXECUTABLE"),
+    "kernel": event_types("MODULE_LOAD", "MODULE_UNLOAD", "BPF", "KEXEC", "PERF_EVENT_OPEN", "IO_PORTS"),
+    "network": event_types(
         "TCP_CONNECT",
         "TCP_ACCEPT",
         "TCP_CLOSE",
@@ -51,14 +52,14 @@ CLASSES: Final = {
         "UNIX_CONNECT",
         "UDP_FLOW",
     ),
-    "dns": _types("DNS_QUERY", "DNS_ANSWER"),
+    "dns": event_types("DNS_QUERY", "DNS_ANSWER"),
 }
 """Names for groups of event types in the configuration."""
 TOLD: Final = frozenset().union(*CLASSES.values())
 """Every type that the kernel side tells."""
 QUIET_OWN: Final = CLASSES["file"] | CLASSES["network"] | CLASSES["memory"] | CLASSES["dns"] | CLASSES["kernel"]
 """What the agent does itself all day: told only when it is asked for."""
-_LEAST: Final = _types(
+_LEAST: Final = event_types(
     "FILE_WRITE",
     "FILE_READ",
     "FILE_TIMES",
@@ -69,7 +70,7 @@ _LEAST: Final = _types(
     "UDP_FLOW",
     "PRCTL",
 )
-_LESS: Final = _types(
+_LESS: Final = event_types(
     "FORK", "FILE_CREATE", "FILE_DELETE", "FILE_RENAME", "FILE_LINK", "FILE_SYMLINK", "DIRECTORY_CREATE", "TCP_CLOSE"
 )
 
